@@ -1,0 +1,273 @@
+"""The controller: decides windows of requests, and folds in what came of them.
+
+It holds everything that MESS+ remembers between requests: t, a queue per plan, what the predictors learnt.
+Knows nothing of models, meters or files. `decide` is pure; `settle` is the only thing that changes it, and
+does so as a function of its arguments alone, so that replaying the same events gives the same controller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from messcli.policy import Policy, View, VirtualQueue, coin, exploration_probability
+from messcli.predictors import JoulesPredictor, Predictor
+from messcli.records import Decision, Request
+
+DEFAULT_PLAN = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run promises and how it explores. Changing it between runs is allowed and recorded."""
+
+    alphas: Mapping[str, float]  # plan -> target mean accuracy; DEFAULT_PLAN for requests without a plan
+    seed: int = 0
+    c: float = 3.0  # exploration: p_t = min(1, c * t^(-1/3))
+    learn_from: str = "all"  # "explored": only from explorations, as the paper; "all": from every reference
+    serve: str = "largest"  # what an exploration serves; "best" leaks the reference into the accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What `settle` needs to know of one request: what was decided, and what came of it. Plain data.
+
+    Arrays run over the zoo; NaN where a model didn't run or nothing was read.
+    """
+
+    text: str
+    plan: str
+    decision: Decision
+    has_reference: bool
+    accuracies: tuple[float, ...]
+    joules: tuple[float, ...]
+    served: int | None  # the model whose output was served; None when every one asked failed
+
+    def dumps(self) -> bytes:
+        """As JSON; NaN becomes null."""
+        plain = asdict(self)
+        for name in ("accuracies", "joules"):
+            plain[name] = [None if math.isnan(value) else value for value in plain[name]]
+        return json.dumps(plain).encode()
+
+    @classmethod
+    def loads(cls, data: bytes) -> Event:
+        plain = json.loads(data)
+        decision = plain.pop("decision")
+        for name in ("asked", "estimates", "joules_predicted"):
+            decision[name] = None if decision[name] is None else tuple(decision[name])
+        for name in ("accuracies", "joules"):
+            plain[name] = tuple(math.nan if value is None else value for value in plain[name])
+        return cls(decision=Decision(**decision), **plain)
+
+
+@dataclass(slots=True)
+class Account:
+    """The SLA ledger of one plan: what was promised and what was delivered."""
+
+    queue: VirtualQueue = field(default_factory=VirtualQueue)
+    observed: int = 0  # served requests with a reference
+    observed_sum: float = 0.0  # of their accuracies
+    estimated: int = 0  # served requests without one
+    estimated_sum: float = 0.0  # of their estimates
+    explored: int = 0
+    failed: int = 0
+
+    @property
+    def observed_mean(self) -> float | None:
+        return self.observed_sum / self.observed if self.observed else None
+
+
+class Controller:
+    """Algorithm 1 over windows of requests.
+
+    Args:
+        models: the size of the zoo.
+        policy: how a model is chosen.
+        predictor: Â of every model.
+        joules: E_m(t) of every model.
+    """
+
+    def __init__(
+        self, models: int, policy: Policy, predictor: Predictor, joules: JoulesPredictor, settings: Settings
+    ) -> None:
+        self.models = models
+        self.policy = policy
+        self.predictor = predictor
+        self.joules = joules
+        self.settings = settings
+        self.t = 0  # requests decided so far
+        self.owed = False  # an exploration fell on a request without a reference
+        self.accounts = {plan: Account() for plan in settings.alphas}
+        # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
+        self._best = _Running()
+
+    # ---- deciding -------------------------------------------------------------------------------
+
+    def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
+        """Decide a window in order. Inside it, Q moves by the estimates of what was decided. Pure.
+
+        Args:
+            requests: the window's requests.
+            allowed: for each, the models that can take it, ascending; never empty.
+        """
+        queues = {plan: account.queue for plan, account in self.accounts.items()}
+        owed = self.owed
+        decisions = []
+        for t, (request, can) in enumerate(zip(requests, allowed, strict=True), start=self.t + 1):
+            plan = request.plan or DEFAULT_PLAN
+            estimates, joules = self._predict(request.prompt)
+            explored, owed = self._explores(t, bool(request.references), owed)
+            if explored:
+                asked = tuple(can)
+                model = can[-1]
+            else:
+                model = self._choose(t, plan, queues[plan], can, estimates, joules)
+                asked = (model,)
+            decisions.append(Decision(t, model, asked, explored, estimates, joules, owed))
+            if estimates is not None:
+                queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[model])
+        return decisions
+
+    def _predict(self, text: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        estimates = self.predictor.predict_one(self.predictor.encode(text))
+        joules = self.joules.predict_one(self.joules.encode(text))
+        return (
+            None if estimates is None else tuple(estimates.tolist()),
+            None if joules is None else tuple(joules.tolist()),
+        )
+
+    def _explores(self, t: int, has_reference: bool, owed: bool) -> tuple[bool, bool]:
+        """Whether request t is an exploration, and whether one is still owed afterwards (lines 3 and 4)."""
+        if not self.policy.explores:
+            return False, False
+        due = owed or coin(self.settings.seed, t) < exploration_probability(t, self.settings.c)
+        return due and has_reference, due and not has_reference
+
+    def _choose(
+        self,
+        t: int,
+        plan: str,
+        queue: VirtualQueue,
+        allowed: Sequence[int],
+        estimates: tuple[float, ...] | None,
+        joules: tuple[float, ...] | None,
+    ) -> int:
+        alpha = self.settings.alphas[plan]
+        if self.unreachable(plan):
+            return allowed[-1]
+        view = View(t, queue.length, alpha, allowed, estimates, joules, self.joules.unit)
+        return self.policy.choose(view)
+
+    def unreachable(self, plan: str) -> bool:
+        """Whether alpha is above what the best answer of the whole zoo reaches, as far as explorations tell.
+
+        Three standard errors below alpha, over at least 30 explorations: then no choice can keep it.
+        """
+        best = self._best
+        if best.count < 30:
+            return False
+        return best.mean + 3.0 * math.sqrt(best.variance / best.count) < self.settings.alphas[plan]
+
+    # ---- folding in what came of it --------------------------------------------------------------
+
+    def settle(self, events: Sequence[Event]) -> list[float]:
+        """Fold a window's outcomes in, in request order: equation 2, then the learning steps.
+
+        Returns:
+            Q after each request.
+        """
+        queues = []
+        for event in events:
+            account = self.accounts[event.plan]
+            self._account(account, event)
+            self._learn(event)
+            self.t = event.decision.t
+            self.owed = event.decision.owed
+            queues.append(account.queue.length)
+        return queues
+
+    def _account(self, account: Account, event: Event) -> None:
+        account.explored += event.decision.explored
+        if event.served is None:
+            account.failed += 1
+            return
+        alpha = self.settings.alphas[event.plan]
+        accuracy = event.accuracies[event.served]
+        if not math.isnan(accuracy):
+            account.observed += 1
+            account.observed_sum += accuracy
+            account.queue = account.queue.after(alpha, accuracy)
+        elif event.decision.estimates is not None:
+            estimate = event.decision.estimates[event.served]
+            account.estimated += 1
+            account.estimated_sum += estimate
+            account.queue = account.queue.after(alpha, estimate)
+
+    def _learn(self, event: Event) -> None:
+        joules = np.array(event.joules)
+        if not np.isnan(joules).all():
+            self.joules.learn_one(self.joules.encode(event.text), joules)
+        accuracies = np.array(event.accuracies)
+        if np.isnan(accuracies).all():
+            return
+        if event.decision.explored or self.settings.learn_from == "all":
+            self.predictor.learn_one(self.predictor.encode(event.text), accuracies)
+        if event.decision.explored:
+            self._best.add(float(np.nanmax(accuracies)))
+
+    # ---- remembering -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything as arrays, for a snapshot; `load` of it continues exactly."""
+        plain = {
+            "t": self.t,
+            "owed": self.owed,
+            "accounts": {plan: asdict(account) for plan, account in self.accounts.items()},
+            "best": asdict(self._best),
+        }
+        arrays: dict[str, NDArray[Any]] = {"controller": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+        for part, owner in (("predictor", self.predictor), ("joules", self.joules)):
+            arrays.update({f"{part}.{name}": array for name, array in owner.state().items()})
+        return arrays
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        plain = json.loads(state["controller"].tobytes())
+        self.t, self.owed = plain["t"], plain["owed"]
+        for plan, kept in plain["accounts"].items():
+            kept["queue"] = VirtualQueue(**kept["queue"])
+            self.accounts[plan] = Account(**kept)
+        self._best = _Running(**plain["best"])
+        self.predictor.load(_part(state, "predictor"))
+        self.joules.load(_part(state, "joules"))
+
+
+def _part(state: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    return {
+        name.removeprefix(f"{part}."): array for name, array in state.items() if name.startswith(f"{part}.")
+    }
+
+
+@dataclass(slots=True)
+class _Running:
+    """Mean and variance of numbers seen one at a time (Welford's method)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        step = value - self.mean
+        self.mean += step / self.count
+        self.squares += step * (value - self.mean)
+
+    @property
+    def variance(self) -> float:
+        return self.squares / (self.count - 1) if self.count > 1 else 0.0

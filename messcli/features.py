@@ -1,0 +1,81 @@
+"""Text to numbers: hashed words, word pairs and character n-grams, in a few vectorised passes.
+
+Knows nothing of accuracy or models. The same text gives the same numbers on every machine and in every
+process: hashes are computed here, never with Python's salted `hash`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+CHARACTERS_READ = 8192  # a prompt's bytes beyond these don't count: the pass takes bounded time
+
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
+_INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
+
+
+def _powers(base: int, count: int) -> Hashes:
+    powers = np.full(count, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+_POWERS = _powers(_MULTIPLIER, CHARACTERS_READ + 1)
+_INVERSE_POWERS = _powers(_INVERSE, CHARACTERS_READ + 1)
+# Bytes to themselves in lower case; everything that is neither letter, digit nor part of UTF-8 becomes 0.
+_FOLD = np.array(
+    [code if code >= 128 else ord(chr(code).lower()) if chr(code).isalnum() else 0 for code in range(256)],
+    np.uint8,
+)
+
+
+def _mix(hashes: Hashes) -> Hashes:
+    """Spread the bits, so that `% buckets` is even (the finaliser of MurmurHash3)."""
+    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    return hashes ^ (hashes >> np.uint64(33))
+
+
+def text_hashes(text: str, characters: int = 4) -> tuple[Hashes, Hashes, Hashes]:
+    """Hashes of the words, of the pairs of neighbouring words, and of every run of `characters` bytes.
+
+    Case and punctuation are folded away. A prefix sum of byte * multiplier^position makes the hash of any
+    stretch one subtraction, whatever its length (Rabin and Karp's rolling hash).
+    """
+    data = _FOLD[np.frombuffer(text.encode("utf-8", "replace")[:CHARACTERS_READ], np.uint8)]
+    length = len(data)
+    prefix = np.zeros(length + 1, np.uint64)
+    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * _POWERS[:length], out=prefix[1:])
+    edges = np.diff(np.concatenate(([0], (data != 0).view(np.int8), [0])))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    words = _mix(
+        (prefix[ends] - prefix[starts]) * _INVERSE_POWERS[starts] + (ends - starts).astype(np.uint64)
+    )
+    pairs = _mix(words[:-1] * np.uint64(31) + words[1:])
+    if length < characters:
+        return words, pairs, words[:0]
+    runs = (prefix[characters:] - prefix[:-characters]) * _INVERSE_POWERS[: length + 1 - characters]
+    return words, pairs, _mix(runs + np.uint64(characters))
+
+
+def sparse_features(text: str, buckets: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Bag of words, word pairs and 4-byte runs as (indices, values): unit length, plus a constant 1.
+
+    Returns:
+        indices: distinct buckets, ascending, in [0, buckets]; `buckets` itself is the constant's.
+        values: their weights; each of the three kinds has the same share of the length.
+    """
+    vector = np.zeros(buckets + 1)
+    for hashes in text_hashes(text):
+        if not len(hashes):
+            continue
+        counts = np.bincount((hashes % np.uint64(buckets)).astype(np.intp), minlength=buckets)
+        vector[:buckets] += np.sqrt(counts) / np.sqrt(len(hashes))
+    norm = float(np.sqrt(vector @ vector))
+    if norm > 0.0:
+        vector /= norm
+    vector[buckets] = 1.0
+    indices = np.flatnonzero(vector)
+    return indices, vector[indices]

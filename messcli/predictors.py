@@ -1,0 +1,319 @@
+"""Predictors: what accuracy each model will reach on a prompt, learnt from the accuracies that were seen.
+
+Knows texts and numbers; knows nothing of queues, SLAs or which model was chosen why. All models of a zoo
+share one predictor object, so that a prompt is turned into features once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from messcli.errors import UsageError
+from messcli.features import sparse_features
+
+Accuracies = NDArray[np.float64]  # one per model, in zoo order; NaN where it wasn't observed
+State = dict[str, NDArray[Any]]
+
+
+class Predictor(Protocol):
+    """Â_m for every model m of a zoo (section 2.3). Deterministic: same calls, same numbers."""
+
+    name: str
+
+    def encode(self, text: str) -> Any:
+        """The features of a text, to be given to the two methods below. Pure."""
+        ...
+
+    def predict_one(self, features: Any) -> Accuracies | None:
+        """Â of every model, in [0, 1]; None while nothing is learnt. Pure."""
+        ...
+
+    def learn_one(self, features: Any, accuracies: Accuracies) -> None:
+        """Take one learning step on the accuracies that were observed (NaN: that model wasn't)."""
+        ...
+
+    def state(self) -> State:
+        """Everything learnt, as arrays: `load` of it continues exactly."""
+        ...
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None: ...
+
+
+class MeanPredictor:
+    """The running mean of each model's accuracies: what can be said without looking at the request."""
+
+    name = "mean"
+
+    def __init__(self, models: int) -> None:
+        self._sums = np.zeros(models)
+        self._counts = np.zeros(models)
+
+    def encode(self, text: str) -> None:
+        return None
+
+    def predict_one(self, features: None) -> Accuracies | None:
+        if not self._counts.any():
+            return None
+        overall = self._sums.sum() / self._counts.sum()  # for a model not seen yet
+        return np.where(self._counts > 0, self._sums / np.maximum(self._counts, 1), overall)
+
+    def learn_one(self, features: None, accuracies: Accuracies) -> None:
+        observed = ~np.isnan(accuracies)
+        self._sums[observed] += accuracies[observed]
+        self._counts += observed
+
+    def state(self) -> State:
+        return {"sums": self._sums.copy(), "counts": self._counts.copy()}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._sums = state["sums"].copy()
+        self._counts = state["counts"].copy()
+
+
+class LinearPredictor:
+    """One linear model per LLM on hashed n-grams, one SGD step on squared error per sample (equation 4).
+
+    All weights start from one common random vector (line 1 of Algorithm 1); the constant's weight starts at
+    the first accuracy seen, so that learning begins at the level of the data.
+
+    Args:
+        learning_rate: eta of Algorithm 1. Features have unit length, so a step of eta moves the estimate of
+            the very request by about 2 * eta times its error.
+    """
+
+    name = "linear"
+    BUCKETS = 1 << 14
+
+    def __init__(self, models: int, learning_rate: float = 0.05, seed: int = 0) -> None:
+        common = np.random.default_rng(seed).normal(0.0, 1e-3, self.BUCKETS + 1)
+        self._weights = np.repeat(common[:, None], models, axis=1)
+        self._learning_rate = learning_rate
+        self._samples = np.zeros(models)
+
+    def encode(self, text: str) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        return sparse_features(text, self.BUCKETS)
+
+    def predict_one(self, features: tuple[NDArray[np.intp], NDArray[np.float64]]) -> Accuracies | None:
+        if not self._samples.any():
+            return None
+        indices, values = features
+        return np.clip(values @ self._weights[indices], 0.0, 1.0)
+
+    def learn_one(
+        self, features: tuple[NDArray[np.intp], NDArray[np.float64]], accuracies: Accuracies
+    ) -> None:
+        indices, values = features
+        observed = ~np.isnan(accuracies)
+        first = observed & (self._samples == 0)
+        self._weights[self.BUCKETS, first] = accuracies[first]
+        errors = np.where(observed, accuracies - values @ self._weights[indices], 0.0)
+        self._weights[indices] += 2.0 * self._learning_rate * values[:, None] * errors
+        self._samples += observed
+
+    def state(self) -> State:
+        return {"weights": self._weights.copy(), "samples": self._samples.copy()}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._weights = state["weights"].copy()
+        self._samples = state["samples"].copy()
+
+
+class FastTextPredictor:
+    """fastText, the paper's library: one supervised classifier per LLM over accuracy bins.
+
+    fastText can't continue a training, so each model is refitted from a buffer, on a schedule that thins out
+    as the buffer grows. The estimate is the expectation over the bins' mean accuracies; the prompt's length
+    is one more token. Below `MINIMUM` samples the estimate is the mean: fastText is no better there.
+    """
+
+    name = "fasttext"
+    MINIMUM = 50  # samples before the first fit
+    GROWTH = 1.3  # refit when the buffer has grown by this factor
+    CAPACITY = 5000  # the newest samples kept; refitting these takes seconds
+    BINS = 10
+
+    def __init__(self, models: int, seed: int = 0) -> None:
+        self._models = models
+        self._seed = seed
+        self._means = MeanPredictor(models)
+        self._texts: list[str] = []
+        self._accuracies: list[Accuracies] = []
+        self._seen = 0
+        self._next_fit = self.MINIMUM
+        self._fitted_from: list[tuple[str, Accuracies]] = []
+        self._fits: list[_Fit | None] = [None] * models
+
+    def encode(self, text: str) -> str:
+        words = text.split()  # also takes newlines out, which fastText refuses
+        return " ".join([f"__words_{len(words).bit_length()}", *words]).lower()
+
+    def predict_one(self, features: str) -> Accuracies | None:
+        means = self._means.predict_one(None)
+        if means is None:
+            return None
+        estimates = [
+            fit.predict(features) if fit else mean for fit, mean in zip(self._fits, means, strict=True)
+        ]
+        return np.clip(np.array(estimates), 0.0, 1.0)
+
+    def learn_one(self, features: str, accuracies: Accuracies) -> None:
+        self._means.learn_one(None, accuracies)
+        self._texts.append(features)
+        self._accuracies.append(accuracies.copy())
+        if len(self._texts) > self.CAPACITY:
+            del self._texts[0], self._accuracies[0]
+        self._seen += 1
+        if self._seen >= self._next_fit:
+            self._next_fit = int(self._seen * self.GROWTH) + 1
+            self._fit(list(zip(self._texts, self._accuracies, strict=True)))
+
+    def _fit(self, samples: list[tuple[str, Accuracies]]) -> None:
+        self._fitted_from = samples
+        for m in range(self._models):
+            own = [(text, float(row[m])) for text, row in samples if not np.isnan(row[m])]
+            self._fits[m] = _Fit(own, self.BINS, self._seed) if len(own) >= self.MINIMUM else None
+
+    def state(self) -> State:
+        # The fits aren't stored: with one thread and a seed, fitting the same samples gives the same model.
+        kept = {
+            "buffer": [[text, _plain(row)] for text, row in zip(self._texts, self._accuracies, strict=True)],
+            "fitted_from": [[text, _plain(row)] for text, row in self._fitted_from],
+            "seen": self._seen,
+            "next_fit": self._next_fit,
+        }
+        return {"json": np.frombuffer(json.dumps(kept).encode(), np.uint8), **self._means.state()}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._means.load(state)
+        kept = json.loads(state["json"].tobytes())
+        self._texts = [text for text, _ in kept["buffer"]]
+        self._accuracies = [np.array(row, float) for _, row in kept["buffer"]]
+        self._seen, self._next_fit = kept["seen"], kept["next_fit"]
+        if kept["fitted_from"]:
+            self._fit([(text, np.array(row, float)) for text, row in kept["fitted_from"]])
+
+
+def _plain(row: Accuracies) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in row]
+
+
+class _Fit:
+    """One fastText classifier over accuracy bins, and the mean accuracy of each bin."""
+
+    def __init__(self, samples: list[tuple[str, float]], bins: int, seed: int) -> None:
+        import fasttext
+
+        numbers = [min(int(accuracy * bins), bins - 1) for _, accuracy in samples]
+        self._bin_means = {
+            f"__label__{number}": float(
+                np.mean([a for (_, a), n in zip(samples, numbers, strict=True) if n == number])
+            )
+            for number in sorted(set(numbers))
+        }
+        with TemporaryDirectory(prefix="messcli-") as folder:
+            file = Path(folder, "train.txt")  # fastText reads its samples from a file only
+            lines = (f"__label__{n} {text}\n" for n, (text, _) in zip(numbers, samples, strict=True))
+            file.write_text("".join(lines), encoding="utf-8")
+            self._model = fasttext.train_supervised(
+                str(file),
+                dim=16,
+                lr=0.1,
+                epoch=5,
+                wordNgrams=2,
+                minCount=2,
+                bucket=20_000,  # the default would make 800 MB per model
+                loss="softmax",
+                thread=1,  # more threads race, and no two fits would be alike
+                seed=seed,
+                verbose=0,
+            )
+
+    def predict(self, text: str) -> float:
+        labels, probabilities = self._model.predict(text, k=-1)
+        weights = np.asarray(probabilities, float)
+        means = [self._bin_means.get(label, 0.0) for label in labels]
+        return float(weights @ means / weights.sum())  # they can sum to 1 + 1e-5
+
+
+class JoulesPredictor:
+    """E_m(t) before the call: what a request will cost with each model, from the prompt's length.
+
+    One least-squares line per model over the prompt's words, learnt from what the meter read; with few
+    readings the slope is held back. A calibration enters as readings made beforehand.
+    """
+
+    HELD_BACK = 10.0  # readings' worth of evidence for "the length doesn't matter"
+
+    def __init__(self, models: int) -> None:
+        self._models = models
+        # per model: count, and the sums of words, words^2, joules, words * joules
+        self._sums = np.zeros((models, 5))
+        self._unit = 0.0
+
+    def encode(self, text: str) -> float:
+        return float(len(text.split()))
+
+    def predict_one(self, words: float) -> NDArray[np.float64] | None:
+        """Joules of every model; None until each was read at least once. Pure."""
+        count, x, xx, y, xy = self._sums.T
+        if not count.all():
+            return None
+        mean_x, mean_y = x / count, y / count
+        slope = (xy - x * mean_y) / (xx - x * mean_x + self.HELD_BACK * (1.0 + mean_x**2))
+        predicted: NDArray[np.float64] = np.maximum(mean_y + slope * (words - mean_x), 0.05 * mean_y)
+        return predicted
+
+    def learn_one(self, words: float, joules: NDArray[np.float64]) -> None:
+        """Take in what was read; NaN where a model didn't run or the reading can't be trusted."""
+        for m in np.flatnonzero(~np.isnan(joules)):
+            y = joules[m]
+            self._sums[m] += (1.0, words, words * words, y, words * y)
+        count, y = self._sums[:, 0], self._sums[:, 3]
+        if self._unit_open and count.all():
+            self._unit = float((y / count).min())
+
+    @property
+    def unit(self) -> float:
+        """The cheapest model's mean joules: the divisor that makes V a pure number. 1 while unknown.
+
+        It settles once every model was read ten times, and stays: V means the same in the next run.
+        """
+        return self._unit or 1.0
+
+    @property
+    def _unit_open(self) -> bool:
+        return bool(self._sums[:, 0].min() <= 10)
+
+    def state(self) -> State:
+        return {"sums": self._sums.copy(), "unit": np.array([self._unit])}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._sums = state["sums"].copy()
+        self._unit = float(state["unit"][0])
+
+
+# name -> class; `seed` makes a predictor's start reproducible
+PREDICTORS: dict[str, type[MeanPredictor] | type[LinearPredictor] | type[FastTextPredictor]] = {
+    "linear": LinearPredictor,
+    "fasttext": FastTextPredictor,
+    "mean": MeanPredictor,
+}
+
+
+def create_predictor(name: str, models: int) -> Predictor:
+    """The predictor called `name` for a zoo of so many models.
+
+    Raises:
+        UsageError: no predictor has that name.
+    """
+    try:
+        return PREDICTORS[name](models)
+    except KeyError:
+        raise UsageError(f'unknown predictor "{name}". Known are {", ".join(sorted(PREDICTORS))}') from None

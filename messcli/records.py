@@ -1,0 +1,141 @@
+"""The records that flow through messcli. The only place that knows the field names of its files.
+
+Knows nothing of models, meters or the algorithm: a record is what was read, decided or measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+# The columns of an output row, in order. An input's own extra fields follow the id.
+ROW_FIELDS = (
+    "model",
+    "output",
+    "estimated_accuracy",
+    "accuracy",
+    "joules",
+    "joules_predicted",
+    "billed_joules",
+    "explored",
+    "queue",
+    "prompt_tokens",
+    "output_tokens",
+    "seconds",
+    "meter",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One input line. `references` is empty when the line has none; `extra` passes through untouched."""
+
+    id: str | int
+    prompt: str  # the text that predictors see: the prompt, or the messages' contents joined by newlines
+    messages: tuple[Mapping[str, str], ...] | None = None  # a chat, when the line has `messages`
+    references: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # prompt, messages and reference as the line had them
+    plan: str | None = None
+    line: int = 0  # 1-based line of the input
+    key: bytes = b""  # what the state knows the request by
+    digest: bytes = b""  # of the prompt: a known key with another digest is a changed request
+    source: str = ""  # the input's name, for messages
+
+    def reject(self, why: str) -> Rejected:
+        """This request as one that can't be routed. Known by its content, so that a mended line is new."""
+        content = blake2b(self.key + self.digest, digest_size=16).digest()
+        where = f"{self.source}:{self.line}: {self.id!r}: "
+        return Rejected(self.id, where + why, self.extra, self.line, key=content, digest=content)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An input line that is no request. It becomes a row with `error`."""
+
+    id: str | int | None
+    error: str  # names file, line and field
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    line: int = 0
+    key: bytes = b""
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a backend made of one request. Token counts leave padding out."""
+
+    output: str | None
+    prompt_tokens: int
+    output_tokens: int
+    error: str | None = None  # this request failed; the others of its batch did not
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one model did with one request: measured, or read from a recorded table."""
+
+    output: str | None
+    accuracy: float | None  # in [0, 1]; None without a reference
+    joules: float | None  # None where the meter gave no reading that can be trusted
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    seconds: float | None = None
+    meter: str | None = None  # nvml | rapl | estimate | replay | recorded
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided for one request before any model ran. Models are indices into the zoo."""
+
+    t: int  # 1-based count of requests decided with this state
+    model: int  # the model whose output is served
+    asked: tuple[int, ...]  # the models that run: the served one, or on exploration all that can
+    explored: bool
+    estimates: tuple[float, ...] | None  # Â_m(t) of every model; None while nothing is learnt
+    joules_predicted: tuple[float, ...] | None  # E_m(t) of every model, joules; None while unknown
+    owed: bool  # an exploration is still due, to the next request with a reference
+
+
+def row_of(
+    request: Request,
+    model: str | None,
+    values: Mapping[str, Any],
+    *,
+    error: str | None = None,
+    include_prompt: bool = False,
+) -> dict[str, Any]:
+    """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`).
+
+    An input field that has the name of a column keeps its value as `input_<name>`.
+    """
+    row: dict[str, Any] = {"id": request.id}
+    if include_prompt:
+        row.update(request.given)
+    _pass_through(row, request.extra)
+    row["model"] = model
+    for name in ROW_FIELDS[1:]:
+        row[name] = values.get(name)
+    if error is not None:
+        row["error"] = error
+    return row
+
+
+def rejected_row(rejected: Rejected) -> dict[str, Any]:
+    """The output row of a line that is no request: null results and `error`."""
+    row: dict[str, Any] = {"id": rejected.id}
+    _pass_through(row, rejected.extra)
+    row.update(dict.fromkeys(ROW_FIELDS))
+    row["error"] = rejected.error
+    return row
+
+
+def _pass_through(row: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for name, value in extra.items():
+        taken = name in ROW_FIELDS or name in ("id", "error")
+        row[f"input_{name}" if taken else name] = value

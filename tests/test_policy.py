@@ -1,0 +1,344 @@
+"""The algorithm: properties of its parts, and the whole against a transcription of Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from messcli.controller import DEFAULT_PLAN, Controller, Event, Settings
+from messcli.features import sparse_features
+from messcli.loop import Settled, steps
+from messcli.outcomes import Recorded
+from messcli.policy import (
+    Largest,
+    MessPlus,
+    RandomConstrained,
+    Smallest,
+    View,
+    VirtualQueue,
+    cheapest_mix,
+    coin,
+    drift_plus_penalty,
+    exploration_probability,
+)
+from messcli.predictors import JoulesPredictor, LinearPredictor, create_predictor
+from messcli.records import Outcome, Request
+
+UNIT = st.floats(0, 1)
+NAMES = ("small", "medium", "large")
+
+
+def table(rows: int, seed: int = 0, reference_share: float = 1.0):
+    """Requests whose accuracies depend on their words, and what three models did with them."""
+    draw = random.Random(seed)
+    words = [f"word{n}" for n in range(60)]
+    requests, outcomes = [], {}
+    for n in range(rows):
+        chosen = draw.choices(words, k=draw.randint(1, 12))
+        hardness = sum(int(word[4:]) for word in chosen) / (60 * len(chosen))
+        references = ("yes",) if draw.random() < reference_share else ()
+        requests.append(Request(n, " ".join(chosen), references=references, key=b"%d" % n))
+        outcomes[n] = {
+            name: Outcome(
+                output="yes",
+                accuracy=min(1.0, max(0.0, skill - hardness * draw.random())) if references else None,
+                joules=cost * (1.0 + 0.1 * len(chosen)),
+                meter="recorded",
+            )
+            for name, skill, cost in zip(NAMES, (0.6, 0.8, 1.0), (1.0, 3.0, 8.0), strict=True)
+        }
+    return requests, Recorded(NAMES, outcomes)
+
+
+def controller(policy=None, predictor="linear", **settings) -> Controller:
+    settings = {"alphas": {DEFAULT_PLAN: 0.6}, **settings}
+    return Controller(
+        3, policy or MessPlus(0.1), create_predictor(predictor, 3), JoulesPredictor(3), Settings(**settings)
+    )
+
+
+def run(requests, source, control, window=1) -> list[Settled]:
+    return [line for step in steps(requests, control, source, window) for line in step.lines]
+
+
+# ---- the queue, equation 2 ------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1e6), UNIT, st.lists(UNIT, max_size=50))
+def test_queue_is_never_negative_and_bounds_the_violation(start, alpha, accuracies):
+    queue = VirtualQueue(start)
+    for accuracy in accuracies:
+        after = queue.after(alpha, accuracy)
+        assert after.length >= 0
+        assert abs(after.length - queue.length) <= 1
+        assert after.length >= queue.length + alpha - accuracy
+        queue = after
+    # Summed up: what was missed so far never exceeds the queue. That is why a bounded queue keeps the SLA.
+    missed = math.fsum(alpha - accuracy for accuracy in accuracies)
+    assert queue.length >= start + missed - 1e-6 * (1 + start)
+
+
+# ---- exploration ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**9), st.floats(0, 100))
+def test_exploration_fades(t, c):
+    assert 0 <= exploration_probability(t + 1, c) <= exploration_probability(t, c) <= 1
+
+
+@pytest.mark.parametrize(
+    ("t", "c", "expected"), [(1, 3, 1.0), (27, 3, 1.0), (64, 3, 0.75), (1000, 3, 0.3), (8, 0.5, 0.25)]
+)
+def test_exploration_probability(t, c, expected):
+    assert exploration_probability(t, c) == pytest.approx(expected)
+
+
+def test_coin_is_a_pure_function_that_is_uniform():
+    tosses = [coin(7, t) for t in range(20_000)]
+    assert tosses == [coin(7, t) for t in range(20_000)]
+    assert all(0 <= toss < 1 for toss in tosses)
+    assert np.mean(tosses) == pytest.approx(0.5, abs=0.01)
+    assert np.histogram(tosses, 10, (0, 1))[0] == pytest.approx([2000] * 10, rel=0.1)
+    assert np.corrcoef(tosses, [coin(8, t) for t in range(20_000)])[0, 1] == pytest.approx(0, abs=0.03)
+
+
+# ---- the choice, equation 3 -----------------------------------------------------------------------
+
+numbers = st.lists(st.tuples(UNIT, st.floats(0.1, 1e4)), min_size=1, max_size=6)
+
+
+@given(numbers, st.floats(0, 1e3), UNIT, st.floats(1e-3, 1e3))
+def test_choice_minimises_the_objective(models, queue, alpha, v):
+    estimates, joules = zip(*models, strict=True)
+    view = View(1, queue, alpha, range(len(models)), estimates, joules, min(joules))
+    chosen = drift_plus_penalty(view, v)
+    values = [v * e / min(joules) + queue * (alpha - a) for a, e in models]
+    assert values[chosen] == min(values)
+    assert joules[chosen] == min(e for e, value in zip(joules, values, strict=True) if value == min(values))
+
+
+@given(numbers, st.floats(1e-3, 1e3))
+def test_without_a_debt_the_cheapest_serves(models, v):
+    estimates, joules = zip(*models, strict=True)
+    view = View(1, 0.0, 0.5, range(len(models)), estimates, joules, min(joules))
+    assert joules[drift_plus_penalty(view, v)] == min(joules)
+
+
+@given(numbers, st.lists(st.floats(0, 1e3), min_size=2, max_size=2), st.floats(1e-3, 1e3))
+def test_a_longer_queue_never_chooses_a_worse_model(models, queues, v):
+    estimates, joules = zip(*models, strict=True)
+    low, high = (
+        drift_plus_penalty(View(1, q, 0.5, range(len(models)), estimates, joules, min(joules)), v)
+        for q in sorted(queues)
+    )
+    assert estimates[high] >= estimates[low] - 1e-9
+
+
+def test_nothing_learnt_serves_the_largest_that_fits():
+    view = View(1, 0.0, 0.5, (0, 1), None, None, 1.0)
+    assert drift_plus_penalty(view, 0.1) == 1
+
+
+@given(numbers, UNIT)
+def test_the_cheapest_mix_is_what_a_linear_programme_finds(models, target):
+    from scipy.optimize import linprog
+
+    accuracies, joules = map(list, zip(*models, strict=True))
+    low, high, share = cheapest_mix(accuracies, joules, target)
+    cost = (1 - share) * joules[low] + share * joules[high]
+    answer = linprog(
+        joules, A_ub=[[-a for a in accuracies]], b_ub=[-target], A_eq=[[1.0] * len(models)], b_eq=[1.0]
+    )
+    if max(accuracies) < target:
+        assert accuracies[high] == max(accuracies)
+    elif answer.success:
+        assert cost == pytest.approx(answer.fun, rel=1e-5)
+
+
+# ---- Algorithm 1, line by line --------------------------------------------------------------------
+
+
+def algorithm_1(requests, outcomes, energies, unit, v, alpha, c, eta, seed):
+    """Algorithm 1 as printed (restored), on recorded outcomes: its own queue, argmin and SGD."""
+    buckets = LinearPredictor.BUCKETS
+    x = [
+        np.random.default_rng(0).normal(0, 1e-3, buckets + 1) for _ in NAMES
+    ]  # line 1: a common random vector
+    q, learnt, trace = 0.0, False, []
+    for t, request in enumerate(requests, start=1):  # line 2
+        p = min(1.0, c / t ** (1 / 3))  # line 3
+        a = np.zeros(buckets + 1)
+        indices, values = sparse_features(request.prompt, buckets)
+        a[indices] = values
+        estimates = [min(1.0, max(0.0, float(x_m @ a))) for x_m in x] if learnt else None
+        truth = [outcomes[request.id][name].accuracy for name in NAMES]
+        if coin(seed, t) < p:  # line 4 and 5
+            for m, _ in enumerate(NAMES):  # lines 6 to 8: every model answers and its predictor takes a step
+                if not learnt:
+                    x[m][buckets] = truth[m]
+                x[m] = x[m] - eta * 2 * (float(x[m] @ a) - truth[m]) * a
+            chosen, learnt = len(NAMES) - 1, True  # line 9: the largest model's output is served
+        else:  # line 10: the minimum of equation 3
+            cost = [
+                v * energies[t - 1][m] / unit[t - 1] + q * (alpha - estimates[m]) for m in range(len(NAMES))
+            ]
+            chosen = int(np.argmin(cost))
+        trace.append((coin(seed, t) < p, chosen, estimates, q))
+        q = max(0.0, q + alpha - truth[chosen])  # equation 2
+    return trace
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_window_1_is_algorithm_1(seed):
+    requests, source = table(3000, seed)
+    control = controller(MessPlus(0.1), c=3.0, seed=seed, learn_from="explored")
+    energies, units, queues, settled = [], [], [], []
+    feed = iter(requests)
+
+    def watched():
+        for request in feed:  # E_m(t) is an input of Algorithm 1: take what the loop is about to use
+            joules = control.joules.predict_one(control.joules.encode(request.prompt))
+            energies.append([1.0] * 3 if joules is None else joules.tolist())
+            units.append(control.joules.unit)
+            queues.append(control.accounts[DEFAULT_PLAN].queue.length)
+            yield request
+
+    settled = run(watched(), source, control)
+    trace = algorithm_1(requests, source._outcomes, energies, units, 0.1, 0.6, 3.0, 0.05, seed)
+    assert len(trace) == len(settled) == 3000
+    for line, queue, (explored, chosen, estimates, q) in zip(settled, queues, trace, strict=True):
+        decision = line.decision
+        assert (decision.explored, decision.model) == (explored, chosen)
+        assert queue == pytest.approx(q, abs=1e-9)
+        if estimates is None:
+            assert decision.estimates is None
+        else:
+            assert decision.estimates == pytest.approx(estimates, abs=1e-9)
+    chosen = {line.decision.model for line in settled if not line.decision.explored}
+    assert chosen == {0, 1, 2}, "a trace that never chooses proves little"
+
+
+# ---- the loop -------------------------------------------------------------------------------------
+
+
+def test_the_promise_is_kept_and_cheaper_than_the_largest():
+    requests, source = table(3000)
+    settled = run(requests, source, controller())
+    accuracy = np.mean([line.outcomes[line.served].accuracy for line in settled])
+    largest = sum(source._outcomes[r.id]["large"].joules for r in requests)
+    assert accuracy >= 0.6
+    assert sum(line.billed_joules for line in settled) < largest
+
+
+@pytest.mark.parametrize("policy", [Smallest(), Largest()])
+def test_fixed_policies_never_explore(policy):
+    requests, source = table(200)
+    settled = run(requests, source, controller(policy))
+    assert {line.served for line in settled} == {0 if policy.name == "smallest" else 2}
+    assert all(len(line.outcomes) == 1 for line in settled)
+
+
+def test_random_just_meets_alpha():
+    requests, source = table(4000)
+    settled = run(requests, source, controller(RandomConstrained(0), "mean", c=0.5))
+    accuracy = np.mean([line.outcomes[line.served].accuracy for line in settled])
+    assert 0.597 <= accuracy <= 0.62
+
+
+def test_exploration_serves_and_bills_all():
+    requests, source = table(20)
+    for line in run(requests, source, controller(c=3.0)):
+        assert line.decision.explored
+        assert line.served == 2
+        assert line.billed_joules == pytest.approx(sum(o.joules for o in line.outcomes.values()))
+
+
+def test_an_exploration_due_on_a_request_without_reference_goes_to_the_next_with_one():
+    requests, source = table(400, reference_share=0.3)
+    settled = run(requests, source, controller(c=0.5, seed=3))
+    due = False
+    for line in settled:
+        due = due or coin(3, line.decision.t) < exploration_probability(line.decision.t, 0.5)
+        assert line.decision.explored == (due and bool(line.request.references))
+        due = due and not line.request.references
+    assert any(line.decision.explored for line in settled)
+
+
+def test_without_references_the_queue_moves_by_the_estimate_and_nothing_is_learnt():
+    requests, source = table(60)
+    control = controller()
+    run(requests, source, control)
+    before = control.predictor.state()
+    blind, blind_source = table(50, seed=1, reference_share=0.0)
+    queue = control.accounts[DEFAULT_PLAN].queue
+    for line in run(blind, blind_source, control):
+        queue = queue.after(0.6, line.decision.estimates[line.served])
+        assert line.queue == queue.length
+        assert not line.decision.explored
+    for name, array in control.predictor.state().items():
+        assert np.array_equal(before[name], array)
+    assert control.accounts[DEFAULT_PLAN].estimated == 50
+
+
+def test_nothing_learnt_and_no_reference_serves_the_largest():
+    requests, source = table(10, reference_share=0.0)
+    assert {line.served for line in run(requests, source, controller())} == {2}
+
+
+def test_alpha_above_the_zoo_is_said_and_the_largest_serves():
+    requests, source = table(800)
+    control = controller(alphas={DEFAULT_PLAN: 0.99}, c=3.0)
+    settled = run(requests, source, control)
+    assert control.unreachable(DEFAULT_PLAN)
+    assert {line.served for line in settled[200:]} == {2}
+
+
+@pytest.mark.parametrize("window", [1, 7, 32])
+def test_inside_a_window_q_moves_by_the_estimates(window):
+    requests, source = table(300)
+    control = controller(c=0.5)
+    twin = controller(c=0.5)
+    feed = iter(requests)
+    while batch := [request for _, request in zip(range(window), feed, strict=False)]:
+        decisions = control.decide(batch, [(0, 1, 2)] * len(batch))
+        again = control.decide(batch, [(0, 1, 2)] * len(batch))
+        assert decisions == again, "deciding changed the controller"
+        assert [line.decision for line in run(batch, source, control, window)] == decisions
+        run(batch, source, twin, window)
+    assert control.accounts == twin.accounts
+
+
+@given(st.integers(1, 40), st.integers(0, 5))
+def test_events_replayed_give_the_same_controller(window, seed):
+    requests, source = table(80, seed)
+    first, second = controller(seed=seed), controller(seed=seed)
+    for step in steps(requests, first, source, window):
+        second.settle([Event.loads(event.dumps()) for event in step.events])
+    third = controller(seed=seed)
+    third.load(first.state())
+    for name, array in first.state().items():
+        assert np.array_equal(array, second.state()[name])
+        assert np.array_equal(array, third.state()[name])
+
+
+def test_plans_have_queues_of_their_own_and_share_predictors():
+    requests, source = table(1500)
+    plans = {"silver": 0.5, "platinum": 0.75}
+    requests = [
+        Request(r.id, r.prompt, references=r.references, plan=("silver", "platinum")[r.id % 2], key=r.key)
+        for r in requests
+    ]
+    control = controller(alphas=plans, c=0.5)
+    settled = run(requests, source, control)
+    for plan, alpha in plans.items():
+        own = [line for line in settled if line.request.plan == plan]
+        assert np.mean([line.outcomes[line.served].accuracy for line in own[200:]]) >= alpha - 0.02
+        queue = VirtualQueue()
+        for line in own:
+            queue = queue.after(alpha, line.outcomes[line.served].accuracy)
+        assert control.accounts[plan].queue.length == pytest.approx(queue.length)
