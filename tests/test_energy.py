@@ -833,7 +833,7 @@ def scenario_known_watts() -> Any:
         outer = time.monotonic()
         with ledger.call("m", ["r"], [f"cuda:{card}"]) as call:
             inner = time.monotonic()
-            time.sleep(1.05)
+            time.sleep(0.6)
             least = true_joules(*shapes[card], inner, time.monotonic())
             call.generations = TEN_TOKENS
         return call, least, true_joules(*shapes[card], outer, time.monotonic())

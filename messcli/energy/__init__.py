@@ -1,0 +1,24 @@
+"""Joules: what was read, and to which request they belong.
+
+`open_meter` finds a counter for every device the zoo uses; an `EnergyLedger` bills each backend call
+with what its devices' counters read, so that the bills and the overhead add up to the counters'
+totals. Knows nothing of models, metrics or routing: a call is a stretch of time on named devices.
+"""
+
+from __future__ import annotations
+
+from messcli.energy.ledger import Bill, Call, EnergyLedger, split, token_weight
+from messcli.energy.meter import METERS, Counter, CounterReset, Meter, open_meter
+
+__all__ = [
+    "METERS",
+    "Bill",
+    "Call",
+    "Counter",
+    "CounterReset",
+    "EnergyLedger",
+    "Meter",
+    "open_meter",
+    "split",
+    "token_weight",
+]

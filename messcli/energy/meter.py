@@ -1,0 +1,290 @@
+"""The Counter protocol, the table of meters, and the Meter: one counter per source of energy.
+
+Knows devices by their torch names ("cuda:0", "cpu"); which hardware stands behind a name is each
+counter's own business. Attribution to requests is `ledger.py`'s.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+from messcli.energy.replay import Replay
+from messcli.errors import MeterError, UsageError
+
+AUTO = "auto"  # a choice of meter, and also accelerate's device: a model over every card that is visible
+CPU = "cpu"
+
+
+class CounterReset(MeterError):
+    """A counter fell or leapt, as after a driver reload: the energy since its last reading is unknown.
+
+    Raised once; the counter has re-based itself, and its next reading goes on from its last one.
+    """
+
+
+class Counter(Protocol):
+    """Cumulative joules of one source of energy."""
+
+    @property
+    def kind(self) -> str:
+        """nvml | rapl | estimate: what a row's `meter` says."""
+        ...
+
+    @property
+    def provenance(self) -> str:
+        """What is read and how, in one line."""
+        ...
+
+    @property
+    def period(self) -> float:
+        """Seconds between two updates of the counter: shorter spans may read 0."""
+        ...
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether the device is a slice of what the counter covers (MIG)."""
+        ...
+
+    def read(self) -> float:
+        """Joules since opening; never less than the reading before.
+
+        Raises CounterReset once where energy was lost from sight, MeterError where the counter can't
+        be read any more.
+        """
+        ...
+
+    def warnings(self) -> list[str]:
+        """What makes the reading mean more than this run's energy, one line each; [] is the good case."""
+        ...
+
+    def close(self) -> None:
+        """Give the counter back; closing twice is harmless."""
+        ...
+
+
+class Heartbeat:
+    """Calls `beat` every `seconds` in a daemon thread, until stopped or until it raises MeterError.
+
+    The error is kept in `error`: whoever owns the counter raises it at the next reading.
+    """
+
+    def __init__(self, beat: Callable[[], object], seconds: float) -> None:
+        self.error: MeterError | None = None
+        self._beat = beat
+        self._seconds = seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="messcli-energy", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.wait(self._seconds):
+                self._beat()
+        except MeterError as error:
+            self.error = error
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    opener: str  # module:function, (device, cpu_watts) -> Counter; loaded only when used
+    devices: tuple[str, ...]  # what `auto` takes it for, by the part of the device's name before ":"
+    host: bool = False  # one counter stands for every device that is given to it
+
+
+# In order of preference: `auto` takes the first that serves the device and can be opened.
+METERS: dict[str, _Kind] = {
+    "nvml": _Kind("messcli.energy.nvml:open_nvml", devices=("cuda",)),
+    "rapl": _Kind("messcli.energy.cpu:open_rapl", devices=(CPU,)),
+    "estimate": _Kind("messcli.energy.cpu:open_estimate", devices=(CPU,), host=True),
+}
+
+_LEAST_DIRECT_FIRST = ("estimate", "rapl", "nvml")
+
+
+class Meter:
+    """The counters of every device a zoo uses. `sources` maps a device's name to its counter's."""
+
+    def __init__(
+        self,
+        counters: Mapping[str, Counter],
+        sources: Mapping[str, tuple[str, ...]],
+        *,
+        choice: str = AUTO,
+        notes: Sequence[str] = (),
+        replay: Replay | None = None,
+    ) -> None:
+        self.counters = dict(counters)
+        self.choice = choice
+        self._sources = dict(sources)
+        self._notes = tuple(notes)
+        self._replay = replay
+
+    def read(self) -> dict[str, float]:
+        """Joules of each source since opening. Raises as `Counter.read` does."""
+        return {source: counter.read() for source, counter in self.counters.items()}
+
+    def sources(self, devices: Sequence[str]) -> tuple[str, ...]:
+        """The names of the counters that `devices` draw on, each once.
+
+        Raises MeterError for a device that has none: energy is never left out unsaid.
+        """
+        if self._replay is not None:
+            return ()
+        found: dict[str, None] = {}
+        for device in devices:
+            name = _normal(device)
+            if name not in self._sources:
+                raise MeterError(
+                    f"nothing meters device {device}, which a model runs on: --meter {self.choice} covers "
+                    f"{', '.join(sorted(self._sources)) or 'nothing'}. Name the device in zoo.toml, or take "
+                    "--meter auto or --meter estimate"
+                )
+            found.update(dict.fromkeys(self._sources[name]))
+        return tuple(found)
+
+    def kind(self, devices: Sequence[str]) -> str:
+        """What a row served by `devices` says in `meter`: where they differ, the least direct."""
+        if self._replay is not None:
+            return self._replay.kind
+        kinds = {self.counters[source].kind for source in self.sources(devices)}
+        return next((kind for kind in _LEAST_DIRECT_FIRST if kind in kinds), "+".join(sorted(kinds)))
+
+    def replayed(
+        self, model: str, request_ids: Sequence[str]
+    ) -> list[tuple[float | None, float | None]] | None:
+        """(joules, seconds) of each request as recorded; None where this meter reads counters.
+
+        Raises MeterError naming id, model and file where the file has no such outcome.
+        """
+        return None if self._replay is None else [self._replay.lookup(id_, model) for id_ in request_ids]
+
+    def describe(self) -> list[str]:
+        """Lines for stderr: what each device is metered by, and why not by something better."""
+        if self._replay is not None:
+            return [f"energy: {self._replay.provenance}"]
+        lines = [f"energy: {name}: {c.kind}: {c.provenance}" for name, c in self.counters.items()]
+        return lines + [f"energy: {note}" for note in self._notes]
+
+    def warnings(self) -> list[str]:
+        """What makes readings mean more than this run's energy, as of now."""
+        return [line for counter in self.counters.values() for line in counter.warnings()]
+
+    def require_whole_devices(self) -> None:
+        """Raises MeterError where a device is only a slice of what its counter covers (calibration)."""
+        for source, counter in self.counters.items():
+            if counter.partitioned:
+                raise MeterError(
+                    f"MIG is on for {source}, whose counter covers the whole card ({counter.provenance}): "
+                    "a calibration would bill other slices' work. Turn MIG off (nvidia-smi -mig 0), or "
+                    "calibrate on another card"
+                )
+
+    def close(self) -> None:
+        for counter in self.counters.values():
+            counter.close()
+
+
+def open_meter(choice: str, devices: Sequence[str], cpu_watts: float | None = None) -> Meter:
+    """A meter over `devices`, as `--meter` chose: auto | nvml | rapl | estimate | replay:FILE.
+
+    `cpu_watts` is watts per busy core for the estimate (`[energy] cpu_watts`; None: the default). A
+    named meter that can't serve every device is refused; `auto` takes the best per device and
+    `Meter.describe` says which. Raises MeterError with the cure, UsageError for an unknown choice.
+    """
+    if choice.startswith("replay:"):
+        return Meter({}, {}, choice=choice, replay=Replay(choice.removeprefix("replay:")))
+    if choice != AUTO and choice not in METERS:
+        known = ", ".join([AUTO, *METERS, "replay:FILE"])
+        raise UsageError(f"--meter {choice}: unknown meter; known are {known}")
+
+    counters: dict[str, Counter] = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
+    try:
+        for device in _expand(choice, devices, notes):
+            source = CPU if choice in METERS and METERS[choice].host else device
+            if source not in counters:
+                counters[source] = _open(choice, device, cpu_watts, notes)
+            sources[device] = (source,)
+            if source != device:
+                notes.append(f"{device}: the estimate counts CPU seconds, and not what {device} itself draws")
+    except MeterError:
+        for counter in counters.values():
+            counter.close()
+        raise
+    sources.setdefault(AUTO, tuple(counters))
+    return Meter(counters, sources, choice=choice, notes=notes)
+
+
+def _open(choice: str, device: str, cpu_watts: float | None, notes: list[str]) -> Counter:
+    family = device.partition(":")[0]
+    if choice != AUTO:
+        if not METERS[choice].host and family not in METERS[choice].devices:
+            raise MeterError(
+                f"--meter {choice} can't read device {device} of the zoo (it reads "
+                f"{', '.join(METERS[choice].devices)}). Take --meter auto, which finds a meter per device"
+            )
+        return _opener(choice)(device, cpu_watts)
+    candidates = [name for name, kind in METERS.items() if family in kind.devices]
+    if not candidates:
+        raise MeterError(f"no meter reads device {device}. Take --meter estimate: CPU seconds, marked so")
+    return _first(candidates, device, cpu_watts, notes)
+
+
+def _first(candidates: Sequence[str], device: str, cpu_watts: float | None, notes: list[str]) -> Counter:
+    """The first candidate that opens. Why one did not goes to `notes`; the last one's error is raised."""
+    try:
+        return _opener(candidates[0])(device, cpu_watts)
+    except MeterError as error:
+        if len(candidates) == 1:
+            raise
+        why, _, _ = str(error).partition(". ")  # the cure after it is what happens next anyway
+        notes.append(f"{device}: not {candidates[0]}: {why}")
+    return _first(candidates[1:], device, cpu_watts, notes)
+
+
+def _opener(name: str) -> Callable[[str, float | None], Counter]:
+    module, _, function = METERS[name].opener.partition(":")
+    return cast("Callable[[str, float | None], Counter]", getattr(import_module(module), function))
+
+
+def _expand(choice: str, devices: Sequence[str], notes: list[str]) -> list[str]:
+    """`devices` by normal name, each once; accelerate's "auto" is every visible card and the CPU."""
+    expanded: dict[str, None] = {}
+    for device in map(_normal, devices):
+        if device != AUTO:
+            expanded[device] = None
+        elif choice in (AUTO, "nvml"):
+            from messcli.energy.nvml import visible_devices  # loads the NVIDIA driver's library
+
+            try:
+                cards = visible_devices()
+            except MeterError as error:
+                if choice != AUTO:
+                    raise
+                cards = []
+                notes.append(f'device "auto": no NVIDIA card is metered: {error}')
+            # layers that don't fit on the cards are put on the CPU
+            covered = cards if choice == "nvml" else [*cards, CPU]
+            if not covered:
+                raise MeterError('--meter nvml: device "auto" has no visible NVIDIA card. Take --meter auto')
+            expanded.update(dict.fromkeys(covered))
+            notes.append(f'device "auto" is metered on {", ".join(covered)}')
+        else:
+            expanded[CPU] = None
+    return list(expanded)
+
+
+def _normal(device: str) -> str:
+    """torch's names: "cuda" is its first card, "cpu:0" is the CPU."""
+    if device == "cuda":
+        return "cuda:0"
+    return CPU if device.partition(":")[0] == CPU else device
