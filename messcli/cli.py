@@ -100,8 +100,8 @@ def main() -> None:
 )
 @click.option(
     "--predictor",
-    type=click.Choice(["linear", "fasttext", "mean"]),
-    default="linear",
+    type=click.Choice(["ridge", "linear", "fasttext", "mean"]),
+    default="ridge",
     show_default=True,
     help="How accuracy is predicted from a prompt.",
 )

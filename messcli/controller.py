@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.policy import Policy, View, VirtualQueue, coin, exploration_probability
-from messcli.predictors import JoulesPredictor, Predictor
+from messcli.policy import Policy, Recent, Served, View, VirtualQueue, coin
+from messcli.predictors import Predictor
 from messcli.records import Decision, Request
+from messcli.ridge import JoulesPredictor
 
 DEFAULT_PLAN = ""
 
@@ -29,7 +30,6 @@ class Settings:
 
     alphas: Mapping[str, float]  # plan -> target mean accuracy; DEFAULT_PLAN for requests without a plan
     seed: int = 0
-    c: float = 3.0  # exploration: p_t = min(1, c * t^(-1/3))
     learn_from: str = "all"  # "explored": only from explorations, as the paper; "all": from every reference
     serve: str = "largest"  # what an exploration serves; "best" leaks the reference into the accuracy
 
@@ -103,7 +103,9 @@ class Controller:
         self.joules = joules
         self.settings = settings
         self.t = 0  # requests decided so far
+        self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
+        self._recent = _RecentRequests(models, policy.remembers)
         self.accounts = {plan: Account() for plan in settings.alphas}
         # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
         self._best = _Running()
@@ -118,12 +120,14 @@ class Controller:
             allowed: for each, the models that can take it, ascending; never empty.
         """
         queues = {plan: account.queue for plan, account in self.accounts.items()}
-        owed = self.owed
+        owed, explorations = self.owed, self.explored
         decisions = []
         for t, (request, can) in enumerate(zip(requests, allowed, strict=True), start=self.t + 1):
             plan = request.plan or DEFAULT_PLAN
             estimates, joules = self._predict(request.prompt)
-            explored, owed = self._explores(t, bool(request.references), owed)
+            due = owed or coin(self.settings.seed, t) < self.policy.exploration_probability(t, explorations)
+            explored, owed = due and bool(request.references), due and not request.references
+            explorations += explored
             if explored:
                 asked = tuple(can)
                 model = can[-1]
@@ -143,13 +147,6 @@ class Controller:
             None if joules is None else tuple(joules.tolist()),
         )
 
-    def _explores(self, t: int, has_reference: bool, owed: bool) -> tuple[bool, bool]:
-        """Whether request t is an exploration, and whether one is still owed afterwards (lines 3 and 4)."""
-        if not self.policy.explores:
-            return False, False
-        due = owed or coin(self.settings.seed, t) < exploration_probability(t, self.settings.c)
-        return due and has_reference, due and not has_reference
-
     def _choose(
         self,
         t: int,
@@ -162,8 +159,26 @@ class Controller:
         alpha = self.settings.alphas[plan]
         if self.unreachable(plan):
             return allowed[-1]
-        view = View(t, queue.length, alpha, allowed, estimates, joules, self.joules.unit)
+        view = View(
+            t=t,
+            plan=plan,
+            queue=queue.length,
+            alpha=alpha,
+            allowed=allowed,
+            estimates=estimates,
+            joules=joules,
+            joules_unit=self.joules.unit,
+            samples=self.predictor.samples,
+        )
         return self.policy.choose(view)
+
+    def expected_explorations(self, requests: int) -> float:
+        """How many of the next requests are likely to be explorations. Sampled, so that it stays cheap."""
+        if requests <= 0:
+            return 0.0
+        points = [self.t + 1 + round((k + 0.5) * requests / 16 - 0.5) for k in range(16)]
+        chances = [self.policy.exploration_probability(t, self.explored + t - self.t) for t in points]
+        return requests * sum(chances) / len(chances)
 
     def unreachable(self, plan: str) -> bool:
         """Whether alpha is above what the best answer of the whole zoo reaches, as far as explorations tell.
@@ -188,6 +203,8 @@ class Controller:
             account = self.accounts[event.plan]
             self._account(account, event)
             self._learn(event)
+            self._tell_policy(event, window=len(events))
+            self.explored += event.decision.explored
             self.t = event.decision.t
             self.owed = event.decision.owed
             queues.append(account.queue.length)
@@ -222,36 +239,106 @@ class Controller:
         if event.decision.explored:
             self._best.add(float(np.nanmax(accuracies)))
 
+    def _tell_policy(self, event: Event, window: int) -> None:
+        if not self.policy.remembers:
+            return
+        self._recent.add(event.text, event.decision)
+        if event.served is None:
+            return
+        accuracy, estimates = event.accuracies[event.served], event.decision.estimates
+        served = Served(
+            plan=event.plan,
+            alpha=self.settings.alphas[event.plan],
+            accuracy=None if math.isnan(accuracy) else accuracy,
+            estimate=None if estimates is None else estimates[event.served],
+            explored=event.decision.explored,
+            window=window,
+        )
+        self.policy.settle(served, self._recent.seen_by(self.predictor, self.joules))
+
     # ---- remembering -----------------------------------------------------------------------------
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays, for a snapshot; `load` of it continues exactly."""
         plain = {
             "t": self.t,
+            "explored": self.explored,
             "owed": self.owed,
+            "policy": self.policy.state(),
             "accounts": {plan: asdict(account) for plan, account in self.accounts.items()},
             "best": asdict(self._best),
         }
         arrays: dict[str, NDArray[Any]] = {"controller": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
-        for part, owner in (("predictor", self.predictor), ("joules", self.joules)):
+        for part, owner in self._parts():
             arrays.update({f"{part}.{name}": array for name, array in owner.state().items()})
         return arrays
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         plain = json.loads(state["controller"].tobytes())
-        self.t, self.owed = plain["t"], plain["owed"]
+        self.t, self.explored, self.owed = plain["t"], plain["explored"], plain["owed"]
+        self.policy.load(plain["policy"])
         for plan, kept in plain["accounts"].items():
             kept["queue"] = VirtualQueue(**kept["queue"])
             self.accounts[plan] = Account(**kept)
         self._best = _Running(**plain["best"])
-        self.predictor.load(_part(state, "predictor"))
-        self.joules.load(_part(state, "joules"))
+        for part, owner in self._parts():
+            prefix = f"{part}."
+            owner.load(
+                {name[len(prefix) :]: array for name, array in state.items() if name.startswith(prefix)}
+            )
+
+    def _parts(self) -> tuple[tuple[str, Predictor | JoulesPredictor | _RecentRequests], ...]:
+        return ("predictor", self.predictor), ("joules", self.joules), ("recent", self._recent)
 
 
-def _part(state: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
-    return {
-        name.removeprefix(f"{part}."): array for name, array in state.items() if name.startswith(f"{part}.")
-    }
+class _RecentRequests:
+    """A ring of the latest requests, with what the predictors say of them: made anew when these have changed."""
+
+    def __init__(self, models: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._count = 0  # ever added
+        self._texts: list[str] = []
+        self._estimates = np.full((capacity, models), np.nan)
+        self._joules = np.full((capacity, models), np.nan)
+        self._versions = np.zeros(2, np.int64)  # of the predictors that filled the arrays
+        self._encoded: list[tuple[Any, Any]] = []
+
+    def add(self, text: str, decision: Decision) -> None:
+        place = self._count % self._capacity
+        self._count += 1
+        if place == len(self._texts):
+            self._texts.append(text)
+        else:
+            self._texts[place] = text
+        self._estimates[place] = np.nan if decision.estimates is None else decision.estimates
+        self._joules[place] = np.nan if decision.joules_predicted is None else decision.joules_predicted
+
+    def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
+        size = len(self._texts)
+        versions = np.array([predictor.version, joules.version])
+        if (versions != self._versions).any() or np.isnan(self._estimates[:size]).any():
+            if not predictor.samples.all() or not joules.version:
+                return None
+            self._estimates[:size] = predictor.predict_many([predictor.encode(text) for text in self._texts])
+            self._joules[:size] = joules.predict_many([joules.encode(text) for text in self._texts])
+            self._versions = versions
+        return Recent(self._estimates[:size], self._joules[:size], predictor.samples)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        texts = json.dumps(self._texts).encode()
+        return {
+            "texts": np.frombuffer(texts, np.uint8),
+            "count": np.array([self._count]),
+            "estimates": self._estimates.copy(),
+            "joules": self._joules.copy(),
+            "versions": self._versions.copy(),
+        }
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._texts = json.loads(state["texts"].tobytes())
+        self._count = int(state["count"][0])
+        self._estimates, self._joules = state["estimates"].copy(), state["joules"].copy()
+        self._versions = state["versions"].copy()
 
 
 @dataclass(slots=True)

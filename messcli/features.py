@@ -81,3 +81,46 @@ def sparse_features(text: str, buckets: int) -> tuple[NDArray[np.intp], NDArray[
     starts = np.concatenate(([0], np.flatnonzero(hashed[1:] != hashed[:-1]) + 1))
     values = np.sqrt(np.add.reduceat(shares[order], starts))
     return np.append(hashed[starts].astype(np.intp), buckets), np.append(values, 1.0)
+
+
+SKETCH = 128  # numbers that a bag of words and 4-byte runs is folded into; a power of two
+SHAPE = 8  # numbers that tell a text's size and kind
+DENSE = SHAPE + SKETCH
+
+
+def shape_features(text: str) -> NDArray[np.float64]:
+    """The size and kind of a text as `SHAPE` numbers of order 1: lengths, digits, lines, punctuation."""
+    raw = np.frombuffer(text.encode("utf-8", "replace")[:CHARACTERS_READ], np.uint8)
+    total, characters, words = max(len(raw), 1), len(text), text.count(" ") + 1
+    return np.array(
+        [
+            characters / 1000,
+            words / 100,
+            np.log(characters + 1) - 6,
+            np.log(words) - 4,
+            5 * np.count_nonzero((raw >= 48) & (raw < 58)) / total,
+            20 * np.count_nonzero(raw == 10) / total,
+            5 * np.count_nonzero((raw > 32) & (raw < 48)) / total,
+            characters / words / 10,
+        ]
+    )
+
+
+def dense_features(text: str) -> NDArray[np.float64]:
+    """A text as `DENSE` numbers: its shape, then a signed hash sketch of its words and 4-byte runs.
+
+    The sketch is a random projection of the bag of words (Weinberger et al. 2009, feature hashing): products
+    of two sketches estimate products of the bags. Small enough for second-order learning.
+    """
+    dense = np.zeros(DENSE)
+    dense[:SHAPE] = shape_features(text)
+    words, _, runs = text_hashes(text)
+    for hashes in (words, runs):
+        index = (hashes & np.uint64(SKETCH - 1)).astype(np.intp)
+        sign = ((hashes >> np.uint64(59)) & np.uint64(1)).astype(np.float64) * 2 - 1
+        counts = np.bincount(index, sign, SKETCH)
+        counts = np.sign(counts) * np.sqrt(np.abs(counts))
+        norm = float(np.sqrt(counts @ counts))
+        if norm > 0.0:
+            dense[SHAPE:] += counts / norm
+    return dense

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import sqlite3
 import sys
 import zlib
@@ -25,6 +26,8 @@ from messcli.errors import InputError
 from messcli.records import Rejected, Request
 
 STDIN = "-"
+LONGEST_LINE = 64 << 20  # bytes; a longer line is no request, and must not fill the memory
+_DEEPEST = 100  # levels of nesting; Python's own limit depends on its version and on who calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ def open_input(path: str) -> Iterator[IO[bytes]]:
         InputError: the file is missing, is a folder, can't be read, or needs a library that isn't there.
     """
     if path == STDIN:
+        if sys.stdin is None:  # `<&-`
+            raise InputError("standard input is closed. Give it something to read, or name a file")
         yield sys.stdin.buffer
         return
     try:
@@ -71,19 +76,31 @@ def _zstd(handle: IO[bytes], path: str) -> IO[bytes]:
             f"{path}: reading .zst needs the zstandard package. pip install zstandard, "
             f"or: zstdcat {path} | messcli ... -"
         ) from None
-    reader: IO[bytes] = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(handle))
+
+    class Frames(io.RawIOBase):  # its errors as everybody else's
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            try:
+                return int(stream.readinto(buffer))
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+
+    stream = zstandard.ZstdDecompressor().stream_reader(handle, read_across_frames=True)
+    reader: IO[bytes] = io.BufferedReader(Frames())
     return reader
 
 
 def count_lines(path: str) -> int | None:
-    """How many non-empty lines a plain or gzip file has; None where it can be read only once (a pipe)."""
+    """How many non-empty lines a file has; None where it can be read only once (a pipe) or is damaged."""
     if path == STDIN or not Path(path).is_file():
         return None
-    with open_input(path) as handle:
-        try:
-            return sum(1 for line in handle if line.strip())
-        except (OSError, EOFError) as error:
-            raise InputError(f"{path}: damaged or not a gzip file: {error}") from None
+    try:
+        with open_input(path) as handle:
+            return sum(1 for line in _Lines(handle, path) if line.rstrip())
+    except InputError:  # is told when reading gets there: the lines before it are good
+        return None
 
 
 class Occurrences:
@@ -93,46 +110,54 @@ class Occurrences:
         # The empty name is SQLite's private temporary database: on disk, deleted with the connection.
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA cache_size = -16000")
         self._db.execute("CREATE TABLE seen (key BLOB PRIMARY KEY, n INT, line INT) WITHOUT ROWID")
         self._db.execute("BEGIN")
 
     def add(self, key: bytes, line: int) -> tuple[int, int]:
         """Count `key`; return how often it was seen, this time included, and the line it was first on."""
-        return self._db.execute(  # type: ignore[no-any-return]
-            "INSERT INTO seen VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n, line",
-            (key, line),
-        ).fetchone()
+        try:
+            return self._db.execute(  # type: ignore[no-any-return]
+                "INSERT INTO seen VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n, line",
+                (key, line),
+            ).fetchone()
+        except sqlite3.OperationalError as error:
+            raise InputError(
+                f"the ids seen so far can't be kept in the temporary folder: {error}. What was routed is kept; "
+                "make room or set SQLITE_TMPDIR to another folder, and run the same command again"
+            ) from None
 
     def close(self) -> None:
         self._db.close()
 
 
 class _Lines:
-    """Iterates over a handle's lines and remembers which one is in hand (jsonlines tells only on errors)."""
+    """Iterates over a handle's lines; remembers which one is in hand and whether it is whole."""
 
     def __init__(self, handle: IO[bytes], name: str) -> None:
         self._handle = handle
         self._name = name
         self.number = 0
+        self.too_long = False
+        self.ended = True  # by a line end: the last line of a file that is being written isn't
 
     def __iter__(self) -> Iterator[bytes]:
-        lines = iter(self._handle)
-        while True:
-            try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except (
-                OSError,
-                EOFError,
-                zlib.error,
-            ) as error:  # a damaged archive shows in the middle of reading
-                raise InputError(
-                    f"{self._name}: after line {self.number}: can't be read on: {error}. "
-                    "What was routed so far is kept; repair the file and run the same command again"
-                ) from None
+        while line := self._read():
             self.number += 1
-            yield line
+            self.ended = line.endswith(b"\n")
+            self.too_long = not self.ended and len(line) > LONGEST_LINE
+            yield line[:1000] if self.too_long else line
+            while self.too_long and line and not line.endswith(b"\n"):
+                line = self._read()
+
+    def _read(self) -> bytes:
+        try:
+            return self._handle.readline(LONGEST_LINE + 1)
+        except (OSError, EOFError, zlib.error) as error:  # a damaged archive shows in the middle of reading
+            raise InputError(
+                f"{self._name}: after line {self.number}: can't be read on: {error}. "
+                "What was routed so far is kept; repair the file and run the same command again"
+            ) from None
 
 
 def read_requests(
@@ -159,17 +184,22 @@ def read_requests(
                 return
             except jsonlines.InvalidLineError as error:
                 raw = error.line if isinstance(error.line, bytes) else error.line.encode("utf-8", "replace")
-                cause = error.__cause__
-                if isinstance(cause, UnicodeDecodeError):
-                    what = f"not valid UTF-8 (byte {cause.start + 1}). Convert it, for example with iconv"
-                else:
-                    what = f"not valid JSON: {cause}"
-                where = f"{name}:{lines.number}"
-                yield _reject(occurrences, lines.number, f"{where}: {what}", content=raw)
+                what = _why_invalid(error.__cause__, lines)
+                yield _reject(occurrences, lines.number, f"{name}:{lines.number}: {what}", content=raw)
                 continue
             yield _parse(value, name, lines.number, fields, occurrences)
     finally:
         occurrences.close()
+
+
+def _why_invalid(cause: BaseException | None, lines: _Lines) -> str:
+    if lines.too_long:
+        return f"longer than {LONGEST_LINE >> 20} MB. Is the file JSON lines, one object per line?"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"not valid UTF-8 (byte {cause.start + 1}). Convert it, for example with iconv"
+    what = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else str(cause)
+    growing = "" if lines.ended else ". The line has no end: was the file still being written?"
+    return f"not valid JSON: {what}{growing}"
 
 
 class _Invalid(Exception):  # never leaves this module: it carries the message of a Rejected
@@ -180,11 +210,10 @@ def _parse(
     value: Any, name: str, line: int, fields: InputFields, occurrences: Occurrences
 ) -> Request | Rejected:
     where = f"{name}:{line}"
-    content = json.dumps(value, sort_keys=True).encode()
     if not isinstance(value, dict):
         kind = _JSON_NAMES.get(type(value), "value")
         message = f'{where}: expected an object such as {{"{fields.prompt}": "..."}}, found a {kind}'
-        return _reject(occurrences, line, message, content=content)
+        return _reject(occurrences, line, message, content=_canonical(value))
     known = {fields.id, fields.prompt, fields.reference, "messages"}
     extra = {key: item for key, item in value.items() if key not in known}
     given_id = value.get(fields.id)
@@ -198,8 +227,8 @@ def _parse(
         if plan is not None and not isinstance(plan, str):
             raise _Invalid(f'field "plan": expected a string, found {_named(plan)}')
     except _Invalid as error:
-        return _reject(occurrences, line, f"{where}: {error}", usable_id, extra, content)
-    digest = _hash(json.dumps([prompt, messages], sort_keys=True).encode())
+        return _reject(occurrences, line, f"{where}: {error}", usable_id, extra, _canonical(value))
+    digest = _hash(_canonical([prompt, messages]))
     if usable_id is None:
         count, _ = occurrences.add(b"content" + digest, line)
         usable_id = f"{digest.hex()[:16]}" + (f"-{count}" if count > 1 else "")
@@ -211,7 +240,7 @@ def _parse(
             message = (
                 f'{where}: field "{fields.id}": {usable_id!r} stands on line {first} already. Ids must differ'
             )
-            return _reject(occurrences, line, message, usable_id, extra, content)
+            return _reject(occurrences, line, message, usable_id, extra, _canonical(value))
     names = (fields.prompt, "messages", fields.reference)
     given = {key: value[key] for key in names if value.get(key) is not None}
     return Request(
@@ -266,6 +295,8 @@ def _chat_of(messages: Any) -> tuple[str, tuple[Mapping[str, str], ...]]:
     text = "\n".join(message["content"] for message in messages)
     if not text.strip():
         raise _Invalid('field "messages": every content is empty')
+    for message in messages:
+        _encodable(message["role"], "messages")
     return _encodable(text, "messages"), tuple(messages)
 
 
@@ -318,17 +349,46 @@ def _named(value: Any) -> str:
     return kind if value is None else f"a{'n' if kind == 'object' else ''} {kind}"
 
 
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
 def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _loads(text: str | bytes) -> Any:
-    """json.loads that takes neither NaN nor Infinity (no JSON) and reports deep nesting as an error."""
+    """json.loads that takes no NaN and no infinity (no JSON), and reports deep nesting as an error."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    brackets = text.count("[") + text.count("{") if isinstance(text, str) else _DEEPEST
+    if brackets >= _DEEPEST and _depth(value) > _DEEPEST:
+        raise ValueError(f"nested more than {_DEEPEST} levels deep")
+    return value
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON; write null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+    return depth

@@ -110,7 +110,7 @@ class Live:
             try:
                 accuracy = self._metric(generation.output, request.references)
             except MetricError as failure:
-                error = str(failure)
+                error = f"request {request.id!r}: {failure}"
         return Outcome(
             output=generation.output,
             accuracy=accuracy,

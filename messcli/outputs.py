@@ -1,4 +1,7 @@
-"""Where rows go: a plain file, a gzip file, or standard output. Knows bytes, not what a row means."""
+"""Where rows go: a plain file, a gzip file, or standard output. Knows bytes, not what a row means.
+
+Handles are unbuffered: what `write` returned from is with the operating system, and closing can't fail.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import gzip
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Any, Protocol
 
-from messcli.errors import MessError
+from messcli.errors import MessError, UsageError
 
 STDOUT = "-"
 
@@ -33,13 +38,12 @@ class Sink(Protocol):
 class FileSink:
     """A plain file: every row that was written is safe after `sync`."""
 
-    def __init__(self, path: Path, keep_bytes: int) -> None:
-        self._handle = _open_cut(path, keep_bytes)
+    def __init__(self, handle: RawIOBase) -> None:
+        self._handle = handle
         self._rows = 0
 
     def write(self, lines: Sequence[str]) -> None:
-        self._handle.write("".join(f"{line}\n" for line in lines).encode())
-        self._handle.flush()  # `tail -f` shows a row as soon as it is committed
+        _write_all(self._handle, "".join(f"{line}\n" for line in lines).encode())
         self._rows += len(lines)
 
     def sync(self) -> tuple[int, int]:
@@ -58,8 +62,8 @@ class GzipSink:
 
     MEMBER = 512
 
-    def __init__(self, path: Path, keep_bytes: int) -> None:
-        self._handle = _open_cut(path, keep_bytes)
+    def __init__(self, handle: RawIOBase) -> None:
+        self._handle = handle
         self._pending: list[str] = []
         self._rows = 0
 
@@ -71,8 +75,7 @@ class GzipSink:
 
     def _write_member(self, lines: list[str]) -> None:
         # No time stamp: the same rows give the same bytes.
-        self._handle.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
-        self._handle.flush()
+        _write_all(self._handle, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
         self._rows += len(lines)
 
     def sync(self) -> tuple[int, int]:
@@ -92,11 +95,16 @@ class StandardOutput:
     """Rows for a pipe. Raises BrokenPipeError when the reader has gone."""
 
     def __init__(self) -> None:
+        if sys.stdout is None:  # `>&-`
+            raise MessError("standard output is closed. Name a file with -o")
+        buffer = sys.stdout.buffer
+        buffer.flush()
+        # Past the buffer: rows that a full disk refused must not be tried again when Python exits.
+        self._handle = getattr(buffer, "raw", buffer)
         self._rows = 0
 
     def write(self, lines: Sequence[str]) -> None:
-        sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
-        sys.stdout.buffer.flush()
+        _write_all(self._handle, "".join(f"{line}\n" for line in lines).encode())
         self._rows += len(lines)
 
     def sync(self) -> tuple[int, int]:
@@ -109,41 +117,89 @@ class StandardOutput:
         pass
 
 
-def open_sink(output: str, keep_bytes: int) -> Sink:
+def open_sink(output: str, keep_bytes: int, *, torn: bool) -> Sink:
     """The sink for `output`, cut back to `keep_bytes`; "-" is standard output.
 
+    Args:
+        keep_bytes: how much of the file is known to be good.
+        torn: whether more may follow, as after a crash. A file that was closed and has grown since then
+            holds somebody else's work, which is not cut off.
+
     Raises:
-        MessError: the file can't be written, or is shorter than what is known to have been in it.
+        UsageError: it is no regular file.
+        MessError: it can't be written, or its length isn't what it must be.
     """
     if output == STDOUT:
         return StandardOutput()
     path = Path(output)
-    return GzipSink(path, keep_bytes) if path.suffix == ".gz" else FileSink(path, keep_bytes)
+    if path.suffix == ".zst":
+        raise UsageError(f"{output}: .zst isn't written. Take .gz, or: -o - | zstd > {output}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{output}: is no regular file. Name a file, or: -o - > {output}")
+    handle = _open_cut(path, keep_bytes, torn=torn)
+    return GzipSink(handle) if path.suffix == ".gz" else FileSink(handle)
 
 
-def _open_cut(path: Path, keep_bytes: int) -> IO[bytes]:
+def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
+    elsewhere = "or route anew with another output and another --state"
     try:
-        handle = path.open("r+b" if path.exists() else "w+b")
-        if handle.seek(0, os.SEEK_END) < keep_bytes:
-            handle.close()
+        is_new = not path.exists()
+        if is_new and keep_bytes:
             raise MessError(
-                f"{path}: {keep_bytes} bytes of finished rows should be here, and aren't. Put the file back, "
-                "or route anew with another output and another --state"
+                f"{path}: {keep_bytes} bytes of finished rows should be here, and the file is gone. "
+                f"Put it back, {elsewhere}"
             )
-        handle.truncate(keep_bytes)
-        handle.seek(keep_bytes)
-        if keep_bytes == 0:
-            _sync_folder(path)  # so that the new file's name survives a power cut as well
+        handle: Any = path.open("w+b" if is_new else "r+b", buffering=0)
+        try:
+            size = handle.seek(0, os.SEEK_END)
+            if size < keep_bytes:
+                raise MessError(
+                    f"{path}: has {size} bytes, and {keep_bytes} bytes of finished rows should be here. "
+                    f"Put the file back as it was, {elsewhere}"
+                )
+            if size > keep_bytes and not torn:
+                raise MessError(
+                    f"{path}: was changed since messcli closed it: {size} bytes instead of {keep_bytes}. "
+                    f"Put the file back as it was, {elsewhere}"
+                )
+            if keep_bytes and path.suffix != ".gz":
+                handle.seek(keep_bytes - 1)
+                if handle.read(1) != b"\n":
+                    raise MessError(
+                        f"{path}: was changed: no row ends at byte {keep_bytes}, where one did. "
+                        f"Put the file back as it was, {elsewhere}"
+                    )
+            if size > keep_bytes:
+                handle.truncate(keep_bytes)
+            handle.seek(keep_bytes)
+        except BaseException:
+            handle.close()
+            raise
+        if is_new:
+            sync_folder(path)
     except OSError as error:
         raise MessError(
             f"{path}: can't be written: {error.strerror}. Give a writable place with -o"
         ) from None
-    return handle
+    opened: RawIOBase = handle
+    return opened
 
 
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def sync_folder(path: Path) -> None:
+    """Make a new file's name survive a power cut, where the file system can."""
+    with suppress(OSError):  # some network file systems don't sync folders, and some folders can't be read
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _write_all(handle: Any, data: bytes) -> None:
+    """A raw write may take a part only: a signal came, or the disk is nearly full."""
+    rest = memoryview(data)
+    while rest:
+        written = handle.write(rest)
+        if written is None:
+            raise BlockingIOError("it takes no more for now, and is set not to wait")
+        rest = rest[written:]

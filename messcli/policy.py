@@ -6,10 +6,13 @@ Equations and lines are those of the MESS+ paper (its Algorithm 1 as restored in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +43,81 @@ class View:
     """What a policy may look at when it chooses. Arrays run over the zoo; only `allowed` may be chosen."""
 
     t: int
+    plan: str
     queue: float
     alpha: float
     allowed: Sequence[int]  # the models whose context the prompt fits, ascending; never empty
     estimates: Sequence[float] | None  # Â_m(t); None while nothing is learnt
     joules: Sequence[float] | None  # E_m(t), joules; None while nothing was read
     joules_unit: float  # the cheapest model's mean joules, which makes V a pure number
+    samples: NDArray[np.float64]  # how many accuracies each model's estimate rests on
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What came of one served request, for policies that learn from it."""
+
+    plan: str
+    alpha: float
+    accuracy: float | None  # observed; None without a reference
+    estimate: float | None  # Â of the served model when it was chosen; None while nothing was learnt
+    explored: bool
+    window: int  # requests that were decided together
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The latest requests as the predictors see them now: (requests, models) each."""
+
+    estimates: NDArray[np.float64]
+    joules: NDArray[np.float64]
+    samples: NDArray[np.float64]  # (models,): how many accuracies each model's estimates rest on
 
 
 class Policy(Protocol):
-    """Chooses the model to serve, as a function of the View alone."""
+    """How often the whole zoo is asked, and which model serves otherwise. `choose` is pure."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def explores(self) -> bool:
-        """Whether requests are spent on asking the whole zoo."""
+    def remembers(self) -> int:
+        """How many of the latest requests `settle` wants to look at; 0: none."""
+        ...
+
+    def exploration_probability(self, t: int, explored: int) -> float:
+        """p_t, after `explored` explorations."""
         ...
 
     def choose(self, view: View) -> int: ...
+
+    def settle(self, served: Served, recent: Recent | None) -> None:
+        """Take in one served request. `recent` is None while nothing is learnt."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers, as JSON."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None: ...
+
+
+class _Stateless:
+    """What policies share that look at nothing but the View."""
+
+    remembers = 0
+
+    def exploration_probability(self, t: int, explored: int) -> float:
+        return 0.0
+
+    def settle(self, served: Served, recent: Recent | None) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        pass
 
 
 def drift_plus_penalty(view: View, v: float) -> int:
@@ -77,42 +135,43 @@ def drift_plus_penalty(view: View, v: float) -> int:
     return min(view.allowed, key=objective)
 
 
-@dataclass(frozen=True, slots=True)
-class MessPlus:
-    """The paper's policy with a constant V."""
+@dataclass(frozen=True)
+class MessPlus(_Stateless):
+    """The paper's policy: a constant V, and exploration that fades as t^(-1/3)."""
 
     v: float
+    c: float
     name: str = "mess+"
-    explores: bool = True
+
+    def exploration_probability(self, t: int, explored: int) -> float:
+        return exploration_probability(t, self.c)
 
     def choose(self, view: View) -> int:
         return drift_plus_penalty(view, self.v)
 
 
-@dataclass(frozen=True, slots=True)
-class Smallest:
+@dataclass(frozen=True)
+class Smallest(_Stateless):
     """Always the first model of the zoo."""
 
     name: str = "smallest"
-    explores: bool = False
 
     def choose(self, view: View) -> int:
         return view.allowed[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Largest:
+@dataclass(frozen=True)
+class Largest(_Stateless):
     """Always the last model of the zoo."""
 
     name: str = "largest"
-    explores: bool = False
 
     def choose(self, view: View) -> int:
         return view.allowed[-1]
 
 
-@dataclass(frozen=True, slots=True)
-class RandomConstrained:
+@dataclass(frozen=True)
+class RandomConstrained(_Stateless):
     """The paper's random-with-constraint: a coin between models, blind to the request, that just meets alpha.
 
     The cheapest mix of at most two models whose mean accuracy covers alpha and, over the next `HORIZON`
@@ -120,10 +179,14 @@ class RandomConstrained:
     """
 
     seed: int
+    c: float = 0.05
     name: str = "random"
-    explores: bool = True
 
-    HORIZON = 100
+    HORIZON: ClassVar = 100
+    FIRST: ClassVar = 24  # explorations in a row, until the models' means are known
+
+    def exploration_probability(self, t: int, explored: int) -> float:
+        return 1.0 if explored < self.FIRST else exploration_probability(t, self.c)
 
     def choose(self, view: View) -> int:
         if view.estimates is None or view.joules is None:

@@ -7,7 +7,7 @@ share one predictor object, so that a prompt is turned into features once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from messcli.errors import UsageError
 from messcli.features import sparse_features
+from messcli.ridge import RidgePredictor
 
 Accuracies = NDArray[np.float64]  # one per model, in zoo order; NaN where it wasn't observed
 State = dict[str, NDArray[Any]]
@@ -35,8 +36,22 @@ class Predictor(Protocol):
         """Â of every model, in [0, 1]; None while nothing is learnt. Pure."""
         ...
 
+    def predict_many(self, features: Sequence[Any]) -> Accuracies:
+        """`predict_one` of each: (requests, models). Only after something was learnt."""
+        ...
+
     def learn_one(self, features: Any, accuracies: Accuracies) -> None:
         """Take one learning step on the accuracies that were observed (NaN: that model wasn't)."""
+        ...
+
+    @property
+    def samples(self) -> Accuracies:
+        """How many accuracies each model's estimate rests on."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Changes when earlier estimates are worth making anew."""
         ...
 
     def state(self) -> State:
@@ -46,7 +61,19 @@ class Predictor(Protocol):
     def load(self, state: Mapping[str, NDArray[Any]]) -> None: ...
 
 
-class MeanPredictor:
+class _OneByOne:
+    """What predictors share that have no faster way to predict many."""
+
+    version = 0
+
+    def predict_one(self, features: Any) -> Accuracies | None:
+        raise NotImplementedError
+
+    def predict_many(self, features: Sequence[Any]) -> Accuracies:
+        return np.array([self.predict_one(one) for one in features])
+
+
+class MeanPredictor(_OneByOne):
     """The running mean of each model's accuracies: what can be said without looking at the request."""
 
     name = "mean"
@@ -69,6 +96,10 @@ class MeanPredictor:
         self._sums[observed] += accuracies[observed]
         self._counts += observed
 
+    @property
+    def samples(self) -> Accuracies:
+        return self._counts
+
     def state(self) -> State:
         return {"sums": self._sums.copy(), "counts": self._counts.copy()}
 
@@ -77,7 +108,7 @@ class MeanPredictor:
         self._counts = state["counts"].copy()
 
 
-class LinearPredictor:
+class LinearPredictor(_OneByOne):
     """One linear model per LLM on hashed n-grams, one SGD step on squared error per sample (equation 4).
 
     All weights start from one common random vector (line 1 of Algorithm 1); the constant's weight starts at
@@ -117,6 +148,10 @@ class LinearPredictor:
         self._weights[indices] += 2.0 * self._learning_rate * values[:, None] * errors
         self._samples += observed
 
+    @property
+    def samples(self) -> Accuracies:
+        return self._samples
+
     def state(self) -> State:
         return {"weights": self._weights.copy(), "samples": self._samples.copy()}
 
@@ -125,7 +160,7 @@ class LinearPredictor:
         self._samples = state["samples"].copy()
 
 
-class FastTextPredictor:
+class FastTextPredictor(_OneByOne):
     """fastText, the paper's library: one supervised classifier per LLM over accuracy bins.
 
     fastText can't continue a training, so each model is refitted from a buffer, on a schedule that thins out
@@ -174,7 +209,12 @@ class FastTextPredictor:
             self._next_fit = int(self._seen * self.GROWTH) + 1
             self._fit(list(zip(self._texts, self._accuracies, strict=True)))
 
+    @property
+    def samples(self) -> Accuracies:
+        return self._means.samples
+
     def _fit(self, samples: list[tuple[str, Accuracies]]) -> None:
+        self.version += 1
         self._fitted_from = samples
         for m in range(self._models):
             own = [(text, float(row[m])) for text, row in samples if not np.isnan(row[m])]
@@ -242,65 +282,9 @@ class _Fit:
         return float(weights @ means / weights.sum())  # they can sum to 1 + 1e-5
 
 
-class JoulesPredictor:
-    """E_m(t) before the call: what a request will cost with each model, from the prompt's length.
-
-    One least-squares line per model over the prompt's words, learnt from what the meter read; with few
-    readings the slope is held back. A calibration enters as readings made beforehand.
-    """
-
-    HELD_BACK = 10.0  # readings' worth of evidence for "the length doesn't matter"
-
-    def __init__(self, models: int) -> None:
-        self._models = models
-        # per model: count, and the sums of words, words^2, joules, words * joules
-        self._sums = np.zeros((models, 5))
-        self._unit = 0.0
-
-    def encode(self, text: str) -> float:
-        return float(len(text.split()))
-
-    def predict_one(self, words: float) -> NDArray[np.float64] | None:
-        """Joules of every model; None until each was read at least once. Pure."""
-        count, x, xx, y, xy = self._sums.T
-        if not count.all():
-            return None
-        mean_x, mean_y = x / count, y / count
-        slope = (xy - x * mean_y) / (xx - x * mean_x + self.HELD_BACK * (1.0 + mean_x**2))
-        predicted: NDArray[np.float64] = np.maximum(mean_y + slope * (words - mean_x), 0.05 * mean_y)
-        return predicted
-
-    def learn_one(self, words: float, joules: NDArray[np.float64]) -> None:
-        """Take in what was read; NaN where a model didn't run or the reading can't be trusted."""
-        for m in np.flatnonzero(~np.isnan(joules)):
-            y = joules[m]
-            self._sums[m] += (1.0, words, words * words, y, words * y)
-        count, y = self._sums[:, 0], self._sums[:, 3]
-        if self._unit_open and count.all():
-            self._unit = float((y / count).min())
-
-    @property
-    def unit(self) -> float:
-        """The cheapest model's mean joules: the divisor that makes V a pure number. 1 while unknown.
-
-        It settles once every model was read ten times, and stays: V means the same in the next run.
-        """
-        return self._unit or 1.0
-
-    @property
-    def _unit_open(self) -> bool:
-        return bool(self._sums[:, 0].min() <= 10)
-
-    def state(self) -> State:
-        return {"sums": self._sums.copy(), "unit": np.array([self._unit])}
-
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._sums = state["sums"].copy()
-        self._unit = float(state["unit"][0])
-
-
-# name -> class; `seed` makes a predictor's start reproducible
-PREDICTORS: dict[str, type[MeanPredictor] | type[LinearPredictor] | type[FastTextPredictor]] = {
+# `seed`s are fixed: a predictor is a function of what it was taught
+PREDICTORS: Mapping[str, Callable[[int], Predictor]] = {
+    "ridge": RidgePredictor,
     "linear": LinearPredictor,
     "fasttext": FastTextPredictor,
     "mean": MeanPredictor,

@@ -20,16 +20,15 @@ import numpy as np
 import safetensors.numpy
 
 from messcli.backends import create
-from messcli.controller import DEFAULT_PLAN, Account, Controller, Event, Settings
+from messcli.controller import DEFAULT_PLAN, Account, Controller, Event
 from messcli.energy import EnergyLedger, open_meter
 from messcli.errors import InputError, MessError, StateError, UsageError
+from messcli.factory import Setup, create_controller
 from messcli.inputs import InputFields, count_lines, open_input, read_requests
 from messcli.loop import Line, Settled, Step, steps
 from messcli.metrics import Metric, load_metric
 from messcli.outcomes import Asked, Live
 from messcli.outputs import STDOUT
-from messcli.policy import Largest, MessPlus, Policy, RandomConstrained, Smallest, exploration_probability
-from messcli.predictors import JoulesPredictor, create_predictor
 from messcli.records import Outcome, Rejected, Request, rejected_row, row_of
 from messcli.state import Done, State
 from messcli.zoo import Zoo, load_zoo
@@ -49,7 +48,7 @@ class RouteConfig:
     v: float | None = None
     c: float | None = None
     seed: int = 0
-    predictor: str = "linear"
+    predictor: str = "ridge"
     learn: str = "all"
     serve: str = "largest"
     window: int = 32
@@ -106,12 +105,13 @@ class Summary:
         return any(mean is not None and mean < self.alphas[plan] for plan, mean in means.items())
 
 
-POLICIES: Mapping[str, Callable[[RouteConfig], Policy]] = {
-    "mess+": lambda config: MessPlus(0.1 if config.v is None else config.v),
-    "smallest": lambda config: Smallest(),
-    "largest": lambda config: Largest(),
-    "random": lambda config: RandomConstrained(config.seed),
-}
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What differs between the commands that share the loop, the state and the output."""
+
+    controller: Callable[[RouteConfig, Zoo, Mapping[str, float]], Controller]
+    # (line, names of the zoo) -> the row to be written; None: a row of `route`
+    row: Callable[[Settled | Rejected, Sequence[str]], dict[str, Any]] | None = None
 
 
 def route(
@@ -129,13 +129,20 @@ def route(
     Raises:
         MessError: with what the user can do; all finished windows are kept.
     """
+    return run_job(config, Job(_controller), on_progress, tell)
+
+
+def run_job(
+    config: RouteConfig, job: Job, on_progress: Callable[[Progress], None], tell: Callable[[str], None]
+) -> Summary:
+    """`route`, with another controller or other rows: `record` is a job of its own kind."""
     zoo = load_zoo(config.zoo)
     metric = load_metric(config.metric or zoo.metric or "bleu1")
     alphas = _alphas(config, zoo)
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_signals(tell))
         state = stack.enter_context(State(_state_path(config), wait_seconds=config.wait_seconds))
-        controller = _controller(config, zoo, alphas)
+        controller = job.controller(config, zoo, alphas)
         _resume(state, controller, config, zoo, metric)
         state.open_output(config.output)
         total = _total(config)
@@ -144,7 +151,7 @@ def route(
         source = stack.enter_context(_LazySource(config, zoo, metric, tell))
         if config.preload:
             source.open().load()
-        run = _Run(config, controller, state, source, metric)
+        run = _Run(config, controller, state, source, metric, job.row)
         for step in steps(feed, controller, source, config.window):
             run.commit(step)
             on_progress(run.progress(feed.already_done, total))
@@ -182,17 +189,10 @@ def _alphas(config: RouteConfig, zoo: Zoo) -> dict[str, float]:
 
 
 def _controller(config: RouteConfig, zoo: Zoo, alphas: Mapping[str, float]) -> Controller:
-    models = len(zoo.models)
-    policy = POLICIES[config.policy](config)
-    predictor = create_predictor("mean" if config.policy == "random" else config.predictor, models)
-    settings = Settings(
-        alphas=alphas,
-        seed=config.seed,
-        c=3.0 if config.c is None else config.c,
-        learn_from=config.learn,
-        serve=config.serve,
+    setup = Setup(
+        config.policy, config.v, config.c, config.learn, config.predictor, config.seed, config.serve
     )
-    return Controller(models, policy, predictor, JoulesPredictor(models), settings)
+    return create_controller(setup, len(zoo.models), alphas)
 
 
 def _resume(state: State, controller: Controller, config: RouteConfig, zoo: Zoo, metric: Metric) -> None:
@@ -335,8 +335,15 @@ class _Run:
     """Turns steps into committed rows, and counts."""
 
     def __init__(
-        self, config: RouteConfig, controller: Controller, state: State, source: _LazySource, metric: Metric
+        self,
+        config: RouteConfig,
+        controller: Controller,
+        state: State,
+        source: _LazySource,
+        metric: Metric,
+        row: Callable[[Settled | Rejected, Sequence[str]], dict[str, Any]] | None,
     ) -> None:
+        self._row = row
         self._config = config
         self._controller = controller
         self._state = state
@@ -360,7 +367,8 @@ class _Run:
     def _done(self, line: Settled | Rejected) -> Done:
         if isinstance(line, Rejected):
             self._failed += 1
-            return Done(line.key, line.digest, self._dumps(rejected_row(line)))
+            row = self._row(line, self._source.names) if self._row else rejected_row(line)
+            return Done(line.key, line.digest, self._dumps(row))
         request, decision = line.request, line.decision
         model = None if line.served is None else self._source.names[line.served]
         values: dict[str, Any] = {"explored": decision.explored, "billed_joules": line.billed_joules}
@@ -381,7 +389,10 @@ class _Run:
                 estimated_accuracy=decision.estimates and decision.estimates[line.served],
                 joules_predicted=decision.joules_predicted and decision.joules_predicted[line.served],
             )
-        row = row_of(request, model, values, error=error, include_prompt=self._config.include_prompt)
+        if self._row:
+            row = self._row(line, self._source.names)
+        else:
+            row = row_of(request, model, values, error=error, include_prompt=self._config.include_prompt)
         self._count(line, model)
         return Done(
             request.key,
@@ -473,11 +484,8 @@ class _Run:
         accounts = self._controller.accounts.values()
         alphas = set(self._controller.settings.alphas.values())
         observed = sum(account.observed for account in accounts)
-        left = None
-        t, c = self._controller.t, self._controller.settings.c
         finished = already_done + self._routed + self._failed
-        if total is not None and self._controller.policy.explores:
-            left = sum(exploration_probability(k, c) for k in range(t + 1, t + 1 + total - finished))
+        left = None if total is None else self._controller.expected_explorations(total - finished)
         return Progress(
             finished=finished,
             total=total,

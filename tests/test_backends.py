@@ -144,7 +144,7 @@ def test_batch_and_plain_generate_of_transformers_agree(folders):
     """The independent reference: transformers called by hand, one prompt, no padding."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"])
     tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
     many = requests(6)
     for request, answer in zip(many, backend(folders["llama"]).generate(many), strict=True):

@@ -26,8 +26,9 @@ from messcli.policy import (
     drift_plus_penalty,
     exploration_probability,
 )
-from messcli.predictors import JoulesPredictor, LinearPredictor, create_predictor
+from messcli.predictors import LinearPredictor, create_predictor
 from messcli.records import Outcome, Request
+from messcli.ridge import JoulesPredictor
 
 UNIT = st.floats(0, 1)
 NAMES = ("small", "medium", "large")
@@ -55,10 +56,14 @@ def table(rows: int, seed: int = 0, reference_share: float = 1.0):
     return requests, Recorded(NAMES, outcomes)
 
 
-def controller(policy=None, predictor="linear", **settings) -> Controller:
+def controller(policy=None, predictor="linear", c=3.0, **settings) -> Controller:
     settings = {"alphas": {DEFAULT_PLAN: 0.6}, **settings}
     return Controller(
-        3, policy or MessPlus(0.1), create_predictor(predictor, 3), JoulesPredictor(3), Settings(**settings)
+        3,
+        policy or MessPlus(0.1, c),
+        create_predictor(predictor, 3),
+        JoulesPredictor(3),
+        Settings(**settings),
     )
 
 
@@ -109,13 +114,28 @@ def test_coin_is_a_pure_function_that_is_uniform():
 
 # ---- the choice, equation 3 -----------------------------------------------------------------------
 
+
+def seen(queue, alpha, estimates, joules, allowed=None):
+    return View(
+        t=1,
+        plan="",
+        queue=queue,
+        alpha=alpha,
+        allowed=range(len(estimates)) if allowed is None else allowed,
+        estimates=estimates,
+        joules=joules,
+        joules_unit=min(joules) if joules else 1.0,
+        samples=np.ones(len(estimates or allowed)),
+    )
+
+
 numbers = st.lists(st.tuples(UNIT, st.floats(0.1, 1e4)), min_size=1, max_size=6)
 
 
 @given(numbers, st.floats(0, 1e3), UNIT, st.floats(1e-3, 1e3))
 def test_choice_minimises_the_objective(models, queue, alpha, v):
     estimates, joules = zip(*models, strict=True)
-    view = View(1, queue, alpha, range(len(models)), estimates, joules, min(joules))
+    view = seen(queue, alpha, estimates, joules)
     chosen = drift_plus_penalty(view, v)
     values = [v * e / min(joules) + queue * (alpha - a) for a, e in models]
     assert values[chosen] == min(values)
@@ -125,22 +145,19 @@ def test_choice_minimises_the_objective(models, queue, alpha, v):
 @given(numbers, st.floats(1e-3, 1e3))
 def test_without_a_debt_the_cheapest_serves(models, v):
     estimates, joules = zip(*models, strict=True)
-    view = View(1, 0.0, 0.5, range(len(models)), estimates, joules, min(joules))
+    view = seen(0.0, 0.5, estimates, joules)
     assert joules[drift_plus_penalty(view, v)] == min(joules)
 
 
 @given(numbers, st.lists(st.floats(0, 1e3), min_size=2, max_size=2), st.floats(1e-3, 1e3))
 def test_a_longer_queue_never_chooses_a_worse_model(models, queues, v):
     estimates, joules = zip(*models, strict=True)
-    low, high = (
-        drift_plus_penalty(View(1, q, 0.5, range(len(models)), estimates, joules, min(joules)), v)
-        for q in sorted(queues)
-    )
+    low, high = (drift_plus_penalty(seen(q, 0.5, estimates, joules), v) for q in sorted(queues))
     assert estimates[high] >= estimates[low] - 1e-9
 
 
 def test_nothing_learnt_serves_the_largest_that_fits():
-    view = View(1, 0.0, 0.5, (0, 1), None, None, 1.0)
+    view = seen(0.0, 0.5, None, None, allowed=(0, 1))
     assert drift_plus_penalty(view, 0.1) == 1
 
 
@@ -196,7 +213,7 @@ def algorithm_1(requests, outcomes, energies, unit, v, alpha, c, eta, seed):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_window_1_is_algorithm_1(seed):
     requests, source = table(3000, seed)
-    control = controller(MessPlus(0.1), c=3.0, seed=seed, learn_from="explored")
+    control = controller(seed=seed, learn_from="explored")
     energies, units, queues, settled = [], [], [], []
     feed = iter(requests)
 
@@ -245,7 +262,7 @@ def test_fixed_policies_never_explore(policy):
 
 def test_random_just_meets_alpha():
     requests, source = table(4000)
-    settled = run(requests, source, controller(RandomConstrained(0), "mean", c=0.5))
+    settled = run(requests, source, controller(RandomConstrained(0), "mean"))
     accuracy = np.mean([line.outcomes[line.served].accuracy for line in settled])
     assert 0.597 <= accuracy <= 0.62
 

@@ -1,0 +1,182 @@
+"""The policy without tuning flags: the multiplier lambda = Q / V is solved for, not accumulated.
+
+Equation 3 serves argmin V e_m + Q (alpha - Â_m), which is argmin e_m - lambda Â_m with lambda = Q / V: lambda is
+the price, in joules, that a unit of accuracy is worth. The best constant price is the smallest one whose choices
+reach alpha; here it is solved for on the latest requests' estimates, again and again. docs/how-it-decides.md has
+the mathematics, and what is guaranteed and what isn't. Pure numbers: knows no prompts, models or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from messcli.policy import Recent, Served, View, exploration_probability
+
+Array = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Promise:
+    """What is remembered of one plan. Accuracies are in [0, 1], prices in joules."""
+
+    settled: int = 0
+    price: float = 0.0  # lambda
+    surplus: float = 0.0  # sum of A - alpha where observed, of Â - alpha where not
+    unobserved: int = 0  # settled without a reference
+    residual_sum: float = 0.0  # of A - Â over served requests that weren't explored
+    residuals: int = 0
+    near_sum: float = 0.0  # the same, fading over about 500 requests
+    near_weight: float = 0.0
+    variance: float = 0.15  # of A - Â; starts at a pessimist's guess
+    variance_weight: float = 10.0
+    reach: float = 0.1  # how far above alpha the zoo can go, on average
+    solve_at: int = 0  # settled requests at which the price is solved anew
+
+
+class Auto:
+    """MESS+ with the price of accuracy found by the program.
+
+    Args:
+        horizon: how many requests there will be in all; None where that isn't known. With a horizon the
+            safety margin above alpha is given back towards the end.
+        c: exploration after the first ones, which settle the models' levels: p_t = min(1, c * t^(-1/3)).
+    """
+
+    name = "mess+"
+    remembers = 1000  # requests that the price is solved on
+
+    OPTIMISM = 2.0  # standard errors added to an estimate that rests on little: try what isn't known
+    SAFETY = 2.8  # standard deviations of margin above alpha
+    REACH = 0.6  # the part of what is left over which a debt is paid back
+    EVERY = 16  # requests between solutions
+    AUDIT = 1.65  # standard errors of margin for what isn't observed
+
+    def __init__(self, horizon: int | None = None, c: float = 0.05) -> None:
+        self._c = c
+        self.horizon = horizon
+        self._first = max(8, int(0.5 * math.sqrt(horizon))) if horizon else 24
+        self._promises: dict[str, Promise] = {}
+
+    # ---- deciding --------------------------------------------------------------------------------
+
+    def exploration_probability(self, t: int, explored: int) -> float:
+        return 1.0 if explored < self._first else exploration_probability(t, self._c)
+
+    def choose(self, view: View) -> int:
+        if view.estimates is None or view.joules is None:
+            return view.allowed[-1]
+        promise = self._promise(view.plan)
+        hope = np.asarray(view.estimates) + self._optimism(promise, view.samples)
+        joules = view.joules
+        return min(view.allowed, key=lambda m: (joules[m] - promise.price * hope[m], joules[m]))
+
+    def _promise(self, plan: str) -> Promise:
+        return self._promises.get(plan) or Promise()
+
+    def _optimism(self, promise: Promise, samples: Array) -> Array:
+        optimism: Array = self.OPTIMISM * np.sqrt(promise.variance / np.maximum(samples, 1.0))
+        return optimism
+
+    # ---- learning --------------------------------------------------------------------------------
+
+    def settle(self, served: Served, recent: Recent | None) -> None:
+        promise = self._promises.setdefault(served.plan, Promise())
+        promise.settled += 1
+        if served.accuracy is not None:
+            promise.surplus += served.accuracy - served.alpha
+            if served.estimate is not None:
+                self._learn_residual(promise, served.accuracy - served.estimate, served.explored)
+        elif served.estimate is not None:
+            promise.unobserved += 1
+            promise.surplus += served.estimate - served.alpha
+        if recent is not None and promise.settled >= promise.solve_at:
+            self._solve(promise, served.alpha, served.window, recent)
+            promise.solve_at = promise.settled + int(self._pace(promise))
+
+    @staticmethod
+    def _learn_residual(promise: Promise, residual: float, explored: bool) -> None:
+        promise.variance += (residual * residual - promise.variance) / promise.variance_weight
+        promise.variance_weight = min(promise.variance_weight + 1.0, 500.0)
+        if not explored:  # explorations serve the largest whatever its estimate: they tell nothing of choices
+            promise.residual_sum += residual
+            promise.residuals += 1
+            promise.near_sum = 0.998 * promise.near_sum + residual
+            promise.near_weight = 0.998 * promise.near_weight + 1.0
+
+    def _left(self, promise: Promise) -> float:
+        if self.horizon:
+            return max(float(self.horizon - promise.settled), 1.0)
+        return max(float(promise.settled), 200.0)
+
+    def _pace(self, promise: Promise) -> float:
+        if not self.horizon:
+            return float(self.EVERY)
+        return min(float(self.EVERY), max(1.0, self._left(promise) // 8))
+
+    def target(self, promise: Promise, alpha: float, window: int) -> float:
+        """The mean accuracy that the requests to come should have: alpha, the margin, less what is saved up."""
+        left = self._left(promise)
+        ahead = max(left * self.REACH, 1.0)
+        gain = max(promise.reach, 0.005)
+        blind = max(float(window), self._pace(promise))
+        deviation = self.SAFETY * math.sqrt(promise.variance)
+        span = min(ahead, max((deviation / (2.0 * gain)) ** 2, blind))
+        margin = deviation * math.sqrt(span) - gain * max(span - blind, 0.0)
+        surplus = promise.surplus
+        if promise.unobserved:
+            # What wasn't observed is worth its estimate corrected by how the observed ones turned out.
+            surplus += promise.unobserved * promise.residual_sum / max(promise.residuals, 10)
+            grown = (promise.settled + left) / promise.settled
+            observed = max(promise.settled - promise.unobserved, 1)
+            standard_error = math.sqrt(promise.variance / (observed * grown))
+            margin += self.AUDIT * standard_error * promise.unobserved * grown
+        return alpha + (margin - surplus) / ahead
+
+    def _solve(self, promise: Promise, alpha: float, window: int, recent: Recent) -> None:
+        """The smallest price at which the choices on the latest requests reach the target."""
+        estimates, joules = recent.estimates, recent.joules
+        rows = np.arange(len(estimates))
+        hope = estimates + self._optimism(promise, recent.samples)
+        drift = promise.near_sum / (promise.near_weight + 100.0)
+        promise.reach = 0.5 * float(estimates.max(axis=1).mean() + estimates.mean(axis=0).max()) - alpha
+        need = self.target(promise, alpha, window) - drift
+
+        def reached(price: float) -> bool:
+            return float(estimates[rows, np.argmin(joules - price * hope, axis=1)].mean()) >= need
+
+        promise.price = _smallest(reached, start=promise.price, unit=float(joules.mean()))
+
+    # ---- remembering -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {plan: asdict(promise) for plan, promise in self._promises.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._promises = {plan: Promise(**kept) for plan, kept in state.items()}
+
+
+def _smallest(reached: Callable[[float], bool], start: float, unit: float) -> float:
+    """The smallest price, to about 1 %, at which `reached` holds; a million units where it never does."""
+    most = 1e6 * unit
+    if reached(0.0):
+        return 0.0
+    high = start if 0.0 < start < most else unit
+    factor = 1.2
+    while not reached(high):
+        high, factor = high * factor, min(factor * 1.5, 8.0)
+        if high > most:
+            return most
+    low, factor = high / 1.2, 1.2
+    while low > 1e-6 * unit and reached(low):
+        high, factor = low, min(factor * 1.5, 8.0)
+        low /= factor
+    for _ in range(7):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high

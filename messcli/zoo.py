@@ -1,0 +1,418 @@
+"""The zoo file: which models there are, smallest first, and what is promised.
+
+Knows the format of zoo.toml; loads no model, reads no weights and asks no hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from messcli.errors import ZooError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_ZOO = "MESSCLI_ZOO"
+BUNDLED_ZOO = Path(__file__).parent / "bundled" / "zoo.toml"
+
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+_DTYPE_NICKNAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+# options that have a place of their own: naming them twice would let one silently win
+_LOAD_OWN_FIELD = {
+    "dtype": "dtype",
+    "torch_dtype": "dtype",
+    "revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+    "use_safetensors": "allow_pickle",
+    "weights_only": "allow_pickle",
+}
+_GENERATION_OWN_FIELD = {"max_new_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
+# what people write beside `path` and transformers takes elsewhere
+_BELONGS_IN = {
+    **dict.fromkeys(
+        ("temperature", "do_sample", "top_p", "top_k", "num_beams", "repetition_penalty", "length_penalty",
+         "no_repeat_ngram_size", "min_new_tokens", "stop_strings", "eos_token_id", "forced_bos_token_id"),
+        "generation",
+    ),
+    **dict.fromkeys(
+        ("attn_implementation", "quantization_config", "gguf_file", "device_map", "max_memory", "variant"),
+        "load",
+    ),
+    **dict.fromkeys(("src_lang", "tgt_lang", "use_fast"), "tokenizer"),
+    "enable_thinking": "chat_options",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of the zoo, as zoo.toml states it.
+
+    The tables pass through to transformers: `load` to `from_pretrained` of the model (quantization_config,
+    attn_implementation, gguf_file, ...), `tokenizer` to `from_pretrained` of the tokenizer (src_lang, ...),
+    `generation` to `generate` (do_sample, num_beams, ...), `chat_options` to the chat template
+    (enable_thinking, ...).
+    """
+
+    name: str
+    path: str  # a folder (absolute when it exists or is written as a path) or a hub id
+    backend: str = "transformers"
+    device: str = "auto"  # "cuda:N", "cpu", or "auto": accelerate places it, over several cards if need be
+    dtype: str = "auto"  # "auto": the dtype that the checkpoint states
+    max_new_tokens: int = 128
+    max_prompt_tokens: int | None = None  # the user's own limit, in tokens of this model
+    prompt_template: str | None = None  # contains {prompt}
+    system_prompt: str | None = None
+    chat_template: bool | None = None  # None: when the tokenizer has one and no prompt_template is set
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False  # False: safetensors only
+    batch_size: int | None = None  # None: what the command line says, else chosen by memory
+    load: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    path_written: str = ""  # `path` before it was resolved against the zoo file; "" means as it is
+
+    def fill_template(self, prompt: str) -> str:
+        """The prompt in its template. Plain replacement: nothing in the prompt is interpreted."""
+        return self.prompt_template.replace("{prompt}", prompt) if self.prompt_template else prompt
+
+    def signature(self) -> dict[str, Any]:
+        """What decides this model's answers, JSON-able: not where it runs, nor in which batches."""
+        return {
+            "name": self.name,
+            "path": self.path_written or self.path,
+            "backend": self.backend,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "prompt_template": self.prompt_template,
+            "system_prompt": self.system_prompt,
+            "chat_template": self.chat_template,
+            "load": dict(self.load),
+            "tokenizer": dict(self.tokenizer),
+            "generation": dict(self.generation),
+            "chat_options": dict(self.chat_options),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Zoo:
+    """The models, smallest to largest, and what the zoo file promises."""
+
+    models: tuple[ModelSpec, ...]
+    alpha: float | None = None  # target mean accuracy, in [0, 1]
+    metric: str | None = None
+    plans: Mapping[str, float] = field(default_factory=dict)  # plan name -> its own alpha
+    energy: Mapping[str, float] = field(default_factory=dict)  # cpu_watts: for the estimate
+    description: str | None = None
+    path: Path | None = None  # the file it was read from
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.models)
+
+    @property
+    def largest(self) -> ModelSpec:
+        """The last one listed: declared, never inferred from parameter counts."""
+        return self.models[-1]
+
+    def signature(self) -> dict[str, Any]:
+        """What defines the members, JSON-able; two zoos with equal signatures give the same answers."""
+        return {"models": [model.signature() for model in self.models]}
+
+
+def find_zoo(path: str | os.PathLike[str] | None = None) -> Path:
+    """The zoo file: `path`, else ./zoo.toml, else $MESSCLI_ZOO, else the bundled one.
+
+    Raises ZooError when a file that was named does not exist.
+    """
+    named = os.fspath(path) if path is not None else None
+    by = "--zoo"
+    if named is None:
+        local = Path("zoo.toml")
+        if local.is_file():
+            return local
+        named, by = os.environ.get(ENV_ZOO) or None, ENV_ZOO
+    if named is None:
+        return BUNDLED_ZOO
+    file = Path(named).expanduser()
+    if file.is_dir():
+        file = file / "zoo.toml"
+    if not file.is_file():
+        raise ZooError(f"{file}: no such zoo file. Correct {by}, or leave it out for the bundled zoo")
+    return file
+
+
+def load_zoo(path: str | os.PathLike[str] | None = None) -> Zoo:
+    """Read and check a zoo file, found by `find_zoo`.
+
+    Raises ZooError: one line that names file, table, field and cure.
+    """
+    file = find_zoo(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ZooError(f"{file}: can't be read: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")  # -sig: some editors write a byte order mark
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ZooError(f"{file}:{line}: not UTF-8. Save the file as UTF-8") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ZooError(_toml_message(file, text, str(error))) from None
+    return _parse(document, file)
+
+
+def _toml_message(file: Path, text: str, message: str) -> str:
+    where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    if where is None:
+        return f"{file}: not valid TOML: {message}"
+    line = where[1] or text.rstrip().count("\n") + 1
+    return f"{file}:{line}: not valid TOML: {message[: where.start()]}"
+
+
+# --- checks of single values: each returns the value or raises _Bad, whose text ends the message ---
+
+
+class _BadValue(Exception):
+    """What is wrong with a value, for the end of a message that names its place."""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise _BadValue(f"must be a string in quotes, not {_shown(value)}")
+    if not value.strip():
+        raise _BadValue("must not be empty")
+    return value
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable() and value == value.strip()
+
+
+def _name(value: object) -> str:
+    text = _string(value)
+    if not _is_name(text):
+        raise _BadValue(f"must be printable, without spaces around it, not {_shown(text)}")
+    return text
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _BadValue(f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _BadValue(f"must be a whole number of at least 1, not {_shown(value)}")
+    return value
+
+
+def _alpha(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _BadValue(f"must be a number from 0 to 1, not {_shown(value)}")
+    if not 0 <= value <= 1:  # false for NaN too
+        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        raise _BadValue(f"must be from 0 to 1, not {value:g}{hint}")
+    return float(value)
+
+
+def _watts(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise _BadValue(f"must be a number of watts above 0, not {_shown(value)}")
+    return float(value)
+
+
+def _device(value: object) -> str:
+    text = _string(value)
+    if _DEVICE.fullmatch(text) is None:
+        raise _BadValue(f'must be "cpu", "cuda:N" or "auto", not {_shown(text)}')
+    return "cuda:0" if text == "cuda" else text
+
+
+def _dtype(value: object) -> str:
+    text = _string(value).removeprefix("torch.")
+    if text not in DTYPES:
+        cure = _DTYPE_NICKNAMES.get(text)
+        hint = f'; write "{cure}"' if cure else ""
+        raise _BadValue(f'must be one of {", ".join(DTYPES)}, not "{text}"{hint}')
+    return text
+
+
+def _template(value: object) -> str:
+    text = _string(value)
+    if "{prompt}" not in text:
+        raise _BadValue("must contain {prompt}, where the request's prompt goes")
+    return text
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _BadValue(f"must be a table, not {_shown(value)}")
+    _check_plain(value)
+    return value
+
+
+def _check_plain(value: object) -> None:
+    """Dates and NaN are TOML but not JSON, and no option takes them."""
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item)
+    elif not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise _BadValue(
+            f"holds {_shown(value)}: options are text, finite numbers, true, false, lists and tables"
+        )
+
+
+def _without(own_fields: Mapping[str, str]) -> Callable[[object], dict[str, Any]]:
+    def check(value: object) -> dict[str, Any]:
+        table = _table(value)
+        for key in table:
+            if key in own_fields:
+                raise _BadValue(f"must not hold {key}: set `{own_fields[key]}` on the model itself")
+        return table
+
+    return check
+
+
+_MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
+    "name": _name,
+    "path": _string,
+    "backend": _string,
+    "device": _device,
+    "dtype": _dtype,
+    "max_new_tokens": _count,
+    "max_prompt_tokens": _count,
+    "prompt_template": _template,
+    "system_prompt": _string,
+    "chat_template": _boolean,
+    "revision": _string,
+    "trust_remote_code": _boolean,
+    "allow_pickle": _boolean,
+    "batch_size": _count,
+    "load": _without(_LOAD_OWN_FIELD),
+    "tokenizer": _without(_LOAD_OWN_FIELD),
+    "generation": _without(_GENERATION_OWN_FIELD),
+    "chat_options": _table,
+}
+_SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string}
+_ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {"cpu_watts": _watts}
+_TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
+
+
+def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
+    for key in document:
+        if key not in _TOP_LEVEL:
+            # alpha and metric at the top are the commonest slip
+            cure = f"put it under [sla] as `{key} = ...`" if key in _SLA_FIELDS else _suggest(key, _TOP_LEVEL)
+            raise ZooError(f"{file}: unknown `{key}`: {cure}")
+    tables = document.get("models", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ZooError(f"{file}: models must be tables, each headed [[models]] with two brackets")
+    if not tables:
+        raise ZooError(
+            f"{file}: no models. Add a [[models]] table with name and path for each, smallest first"
+        )
+
+    models: list[ModelSpec] = []
+    seen: set[str] = set()
+    for number, table in enumerate(tables, 1):
+        model = _model(table, number, file)
+        if model.name in seen:
+            raise ZooError(f'{file}: model "{model.name}": name: used twice. Give each model its own')
+        seen.add(model.name)
+        models.append(model)
+
+    sla = _fields(document.get("sla", {}), _SLA_FIELDS, f"{file}: [sla]")
+    plans = _sub_table(document.get("plans", {}), f"{file}: [plans]")
+    description = document.get("description")
+    if description is not None and not isinstance(description, str):
+        raise ZooError(f"{file}: description: must be a string in quotes, not {_shown(description)}")
+    return Zoo(
+        models=tuple(models),
+        alpha=sla.get("alpha"),
+        metric=sla.get("metric"),
+        plans={name: _checked(_alpha, alpha, f"{file}: [plans]: {name}") for name, alpha in plans.items()},
+        energy=_fields(document.get("energy", {}), _ENERGY_FIELDS, f"{file}: [energy]"),
+        description=description,
+        path=file,
+    )
+
+
+def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:
+    name = table.get("name")
+    where = f'{file}: model "{name}"' if _is_name(name) else f"{file}: model {number}"
+    fields = _fields(table, _MODEL_FIELDS, where)
+    for required in ("name", "path"):
+        if required not in fields:
+            raise ZooError(f"{where}: {required}: missing. Every [[models]] table needs name and path")
+    written = fields.pop("path")
+    return ModelSpec(**fields, path=_resolve(written, file), path_written=written)
+
+
+def _resolve(written: str, file: Path) -> str:
+    """A folder's path, absolute, or the hub id as it is.
+
+    What can't be a hub id is a folder even when it does not exist: a typo is told as a missing folder.
+    """
+    path = Path(written).expanduser()
+    beside = file.parent / path  # an absolute path stays itself
+    is_path = written.startswith(("./", "../", "~", "/")) or path.is_absolute() or written in (".", "..")
+    if is_path or beside.exists() or _HUB_ID.fullmatch(written) is None:
+        return os.path.abspath(beside)  # noqa: PTH100  # resolve() follows links
+    return written
+
+
+def _fields(table: object, known: Mapping[str, Callable[[object], Any]], where: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in _sub_table(table, where).items():
+        if key not in known:
+            home = _BELONGS_IN.get(key) if known is _MODEL_FIELDS else None
+            cure = f"put it under [models.{home}]" if home else _suggest(key, known)
+            raise ZooError(f"{where}: unknown field `{key}`: {cure}")
+        values[key] = _checked(known[key], value, f"{where}: {key}")
+    return values
+
+
+def _sub_table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ZooError(f"{where}: must be a table, not {_shown(value)}")
+    return value
+
+
+def _checked(check: Callable[[object], Any], value: object, where: str) -> Any:
+    try:
+        return check(value)
+    except _BadValue as bad:
+        raise ZooError(f"{where}: {bad}") from None
+
+
+def _suggest(word: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
