@@ -6,8 +6,9 @@ Nothing heavy is imported here: `messcli --help` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from messcli import __version__
-from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_SIGINT, EXIT_SLA_MISSED, MessError
+from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_SIGINT, EXIT_SLA_MISSED, Interrupted, MessError
 
 if TYPE_CHECKING:
+    from messcli.calibrate import CalibrateProgress
     from messcli.run import Progress, Summary
 
 
@@ -34,9 +36,9 @@ class _Group(click.Group):
             # The reader has gone (`| head -1`). Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
-        except KeyboardInterrupt:
-            click.echo("stopped; run the same command again to go on", err=True)
-            ctx.exit(EXIT_SIGINT)
+        except KeyboardInterrupt as stopped:
+            click.echo("stopped at once; run the same command again to go on", err=True)
+            ctx.exit(128 + stopped.signal if isinstance(stopped, Interrupted) else EXIT_SIGINT)
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "MESSCLI"}
@@ -130,6 +132,18 @@ def main() -> None:
 )
 @click.option("--plan", metavar="NAME", help="The plan ([plans] in the zoo file) of requests that name none.")
 @click.option(
+    "--period",
+    metavar="NAME",
+    help="The contract period, such as 2026-12: each has its own queue and ledger, and all share what is learnt. "
+    "Default: the one that is open.",
+)
+@click.option(
+    "--horizon",
+    type=click.IntRange(min=1),
+    metavar="T",
+    help="How many requests the period will have, where that is known.",
+)
+@click.option(
     "--on-error",
     type=click.Choice(["skip", "stop"]),
     default="skip",
@@ -144,12 +158,37 @@ def main() -> None:
     help="auto, nvml, rapl, estimate, or replay:FILE.",
 )
 @click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What `messcli calibrate` measured. Default: calibration.json beside the zoo file, else in this folder.",
+)
+@click.option(
+    "--no-calibration", is_flag=True, help="Learn what models cost from this run alone, calibrated or not."
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
     help="Requests per model call. Default: as memory allows.",
 )
 @click.option("--preload", is_flag=True, help="Load every model up front instead of on first use.")
+@click.option(
+    "--max-loaded",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Models in memory at a time; the least recently used one makes room. Default: as memory allows.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where models run: in this process, or as actors of a Ray cluster.",
+)
+@click.option(
+    "--address", metavar="HOST:PORT", help="The Ray cluster. Default: $RAY_ADDRESS, else this machine."
+)
 @click.option(
     "--prompt-field",
     default="prompt",
@@ -203,7 +242,8 @@ def route(
     if not quiet:
         _print_summary(summary)
     if summary.stopped_by is not None:
-        click.echo(f"stopped by signal {summary.stopped_by}; run the same command again to go on", err=True)
+        name = signal.Signals(summary.stopped_by).name
+        click.echo(f"stopped by {name}; run the same command again to go on", err=True)
         sys.exit(128 + summary.stopped_by)
     if check_sla and summary.sla_missed:
         sys.exit(EXIT_SLA_MISSED)
@@ -211,10 +251,337 @@ def route(
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 
+def _with_options_of(source: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
+    """Options that mean the same are defined once, by `source`."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params.extend(param for param in source.params if param.name in names)
+        return command
+
+    return add
+
+
+@_with_options_of(
+    route,
+    "output", "zoo", "metric", "window", "limit", "state", "wait_seconds", "on_error", "meter", "calibration",
+    "no_calibration", "batch_size", "preload", "max_loaded", "engine", "address", "prompt_field",
+    "reference_field", "id_field", "quiet",
+)  # fmt: skip
+@main.command(short_help="Ask every model everything: an outcomes table for `simulate`.")
+@click.argument("input_path", metavar="INPUT")
+def record(
+    input_path: str, prompt_field: str, reference_field: str, id_field: str, quiet: bool, **options: Any
+) -> None:
+    """Put every request of INPUT to every model of the zoo, and keep what each answered, scored and took.
+
+    The table that comes of it is what `messcli simulate` judges policies on. Stopping and going on work as
+    for `route`.
+
+    \b
+    messcli record in.jsonl -o outcomes.jsonl --zoo zoo.toml
+    messcli simulate outcomes.jsonl --alpha 0.7
+    """
+    from messcli.inputs import InputFields
+    from messcli.record import record
+    from messcli.run import RouteConfig
+
+    config = RouteConfig(
+        input=input_path, input_fields=InputFields(prompt_field, reference_field, id_field), **options
+    )
+    with _progress_bar("record", quiet) as (on_progress, tell):
+        summary = record(config, on_progress=on_progress, tell=tell)
+    if not quiet:
+        for line in summary.text():
+            click.echo(line, err=True)
+    if summary.run.stopped_by is not None:
+        click.echo(
+            f"stopped by signal {summary.run.stopped_by}; run the same command again to go on", err=True
+        )
+        sys.exit(128 + summary.run.stopped_by)
+    if summary.incomplete or summary.run.failed:
+        sys.exit(EXIT_ROWS_WITH_ERRORS)
+
+
+def _numbers(low: float, high: float = float("inf"), *, low_open: bool = False) -> Callable[..., Any]:
+    """Reads numbers with commas between them, such as 0.01,0.1,1: a click callback."""
+    within = click.FloatRange(low, high, min_open=low_open)
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        return tuple(within.convert(float_of(part), param, ctx) for part in value.split(","))
+
+    def float_of(part: str) -> float:
+        try:
+            return float(part)
+        except ValueError:
+            raise click.BadParameter(f"{part.strip()!r} is no number; write them as 0.1,1,10") from None
+
+    return read
+
+
+def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Reads lengths with commas between them, such as 16,64,256: a click callback."""
+    parts = [part.strip() for part in value.split(",")] if value else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r}: give whole numbers above 0, such as 16,64,256")
+    return tuple(map(int, parts))
+
+
+@_with_options_of(
+    route, "zoo", "meter", "batch_size", "window", "prompt_field", "reference_field", "id_field", "quiet"
+)
+@main.command(short_help="Measure what each model costs, by prompt and output length.")
+@click.argument("prompts", required=False, metavar="[PROMPTS]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Default: calibration.json beside the zoo file, in this folder for the bundled zoo; - is standard output.",
+)
+@click.option("--quick", is_flag=True, help="A first look: few cells, 40 seconds.")
+@click.option(
+    "--budget",
+    "budget_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Measure no longer than that, but every cell once. Default: 600.",
+)
+@click.option("--prompt-tokens", callback=_lengths, metavar="N,M,...", help="The grid's prompt lengths.")
+@click.option("--output-tokens", callback=_lengths, metavar="N,M,...", help="... and its output lengths.")
+@click.option("--net", is_flag=True, help="Show joules net of idling; the file has both.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Shuffles the order of the cells.")
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run measured.")
+def calibrate(
+    prompts: str | None,
+    net: bool,
+    prompt_field: str,
+    reference_field: str,
+    id_field: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure joules per request of every model on a grid of lengths, and write calibration.json for `route`.
+
+    With PROMPTS, a file of requests, the grid takes their lengths, and a sample of them is answered to learn how
+    long answers are. Each cell is measured until its mean is known to 5 %, or the time is up. What is measured
+    is kept: after a signal or a crash, and where not all has converged, run the same command to go on.
+
+    \b
+    messcli calibrate --quick
+    messcli calibrate requests.jsonl --zoo zoo.toml --budget 1800
+    """
+    from messcli.calibrate import CalibrateConfig, calibrate
+    from messcli.inputs import InputFields
+
+    fields = InputFields(prompt_field, reference_field, id_field)
+    config = CalibrateConfig(prompts=prompts, input_fields=fields, **options)
+    with _time_bar("calibrate", quiet) as (on_progress, tell):
+        summary = calibrate(config, on_progress=on_progress, tell=tell)
+    if summary.stopped_by is not None:
+        name = signal.Signals(summary.stopped_by).name
+        click.echo(f"stopped by {name}; run the same command again to go on", err=True)
+        sys.exit(128 + summary.stopped_by)
+    if not quiet:
+        for line in summary.text(net=net):
+            click.echo(line, err=True)
+    if summary.output == "-" and summary.calibration is not None:
+        click.echo(summary.calibration.dumps(), nl=False)
+
+
+@contextmanager
+def _time_bar(
+    name: str, quiet: bool
+) -> Iterator[tuple[Callable[[CalibrateProgress], None], Callable[[str], None]]]:
+    """A bar over the expected seconds on a terminal, nothing in a pipe; and a way to print lines beside it."""
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=name,
+        file=sys.stderr,
+        disable=True if quiet else None,
+        dynamic_ncols=True,
+        bar_format="{desc} |{bar}| {postfix}",
+    ) as bar:
+
+        def on_progress(progress: CalibrateProgress) -> None:
+            bar.total = progress.seconds + progress.seconds_left
+            bar.n = progress.seconds
+            bar.set_postfix_str(
+                f"{progress.converged}/{progress.cells} cells converged, {progress.readings} readings, "
+                f"about {progress.seconds_left:.0f} s left"
+            )
+
+        def tell(line: str) -> None:
+            if not quiet or line.startswith("warning"):
+                bar.write(line, file=sys.stderr)
+
+        yield on_progress, tell
+
+
+@main.command(short_help="Compare policies on an outcomes table; no model runs.")
+@click.argument("table_path", metavar="OUTCOMES")
+@click.option(
+    "--alpha", "alphas", callback=_numbers(0, 1), metavar="A,B,...", help="Promised mean accuracies."
+)
+@click.option(
+    "--alpha-at",
+    callback=_numbers(0, 1),
+    metavar="F,G,...",
+    help="... as parts of the way from the smallest model's mean accuracy to the best one's.",
+)
+@click.option(
+    "--v",
+    callback=_numbers(0, low_open=True),
+    metavar="V,W,...",
+    help="Weights of energy to try. Without: found by the program.",
+)
+@click.option("--c", callback=_numbers(0), metavar="C,D,...", help="Exploration constants to try.")
+@click.option(
+    "--policy",
+    "policies",
+    type=click.Choice(["smallest", "largest", "random", "mess+", "oracle"]),
+    multiple=True,
+    help="Only this policy; may be repeated. Default: all.",
+)
+@click.option(
+    "--order-seeds",
+    "orders",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Try N shuffled request orders. Default: the table's own order.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the first order and its explorations."
+)
+@click.option("--window", type=click.IntRange(min=1), default=1, show_default=True, help="As of `route`.")
+@click.option(
+    "--metric", metavar="NAME", help="Scores outputs that have no accuracy, by the requests' references."
+)
+@click.option(
+    "--models", metavar="A,B,...", help="The zoo, smallest to largest. Default: as in the table's first line."
+)
+@click.option("--complete-only", is_flag=True, help="Leave out requests that lack an outcome.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. Default: one per core.")
+@click.option("--out", metavar="FILE", help="One JSON line per policy, setting and order.")
+@click.option("--plot", metavar="DIR", help="Draw the comparison into DIR, as SVG.")
+@click.option(
+    "--best", is_flag=True, help="Name the V and c that meet alpha for the least energy, and check them."
+)
+@click.option(
+    "--paper", metavar="DIR", help="Regenerate the paper's tables and figures on this table in DIR."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def simulate(table_path: str, metric: str | None, models: str | None, quiet: bool, **options: Any) -> None:
+    """Run policies over OUTCOMES: a table of `record`, or the CSV of the MESS+ authors' simulator.
+
+    Shows accuracy, joules per request with everything billed and as the paper counts them, and how often alpha
+    was met over request orders. The loop is the one of `route`, with recorded outcomes in place of models.
+
+    \b
+    messcli simulate outcomes.jsonl --alpha 0.6,0.7 --order-seeds 20
+    messcli simulate outcomes.jsonl --alpha 0.7 --v 0.01,0.1,1 --c 1,3 --out results.jsonl --plot plots
+    messcli simulate outcomes.jsonl --alpha 0.7 --best
+    """
+    from messcli.judge import JudgeConfig, judge
+
+    config = JudgeConfig(
+        table=table_path,
+        metric=metric,
+        models=tuple(name.strip() for name in models.split(",")) if models else (),
+        **options,
+    )
+    with _counting_bar("simulate", quiet) as on_progress:
+        text = judge(config, on_progress)
+    for line in text:
+        click.echo(line)
+
+
+_with_options_of(route, "learn", "predictor")(simulate)
+
+
+@main.command(short_help="Is the promise kept, and what was saved?")
+@click.argument("path", metavar="STATE|OUT")
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1),
+    metavar="A",
+    help="The target, for an output file; a state knows it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--html", "html_path", metavar="FILE", help="Also write one self-contained page.")
+def report(path: str, alpha: float | None, as_json: bool, html_path: str | None) -> None:
+    """Report on a state (even while a run goes on) or on an output file of `route`.
+
+    \b
+    messcli report out.jsonl.state
+    messcli report out.jsonl.state --html report.html
+    messcli report out.jsonl --alpha 0.7 --json | jq .savings
+    """
+    import json
+
+    from messcli.report import make_report, report_lines, write_page
+
+    found = make_report(path, alpha)
+    if html_path is not None:
+        write_page(found, html_path)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+        return
+    for line in report_lines(found):
+        click.echo(line)
+
+
+@contextmanager
+def _counting_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=name, unit="run", file=sys.stderr, disable=True if quiet else None, dynamic_ncols=True
+    ) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            if done < bar.n:
+                bar.reset()
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_progress
+
+
+@main.command(short_help="Print rows that a state keeps.")
+@click.argument("state_path", metavar="STATE", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    metavar="FILE",
+    help="The output whose rows are printed: of standard output the state keeps all, of a file those not yet on disk.",
+)
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for another process that holds the state.",
+)
+def rows(state_path: Path, output: str, wait_seconds: float) -> None:
+    """Print the rows again that `route -o - --state STATE` printed, for a reader that lost some.
+
+    \b
+    messcli rows my.state | sort -u
+    """
+    from messcli.state import print_rows
+
+    print_rows(state_path, output, wait_seconds=wait_seconds)
+
+
 @contextmanager
 def _progress_bar(
     name: str, quiet: bool
-) -> Iterator[tuple[Callable[[Progress], None], Callable[[str], None]]]:
+) -> Iterator[tuple[Callable[[Progress], None] | None, Callable[[str], None]]]:
     """A bar on a terminal, nothing in a pipe; and a way to print lines without breaking the bar."""
     from tqdm import tqdm
 
@@ -239,7 +606,7 @@ def _progress_bar(
             if not quiet or line.startswith("warning"):
                 bar.write(line, file=sys.stderr)
 
-        yield on_progress, tell
+        yield None if bar.disable else on_progress, tell
 
 
 def _print_summary(summary: Summary) -> None:
@@ -257,6 +624,9 @@ def summary_lines(summary: Summary) -> list[str]:
         rows.append(("nothing to do", "every line of the input is finished"))
     share = {model: count / max(summary.routed, 1) for model, count in summary.served.items()}
     rows.append(("served by", ", ".join(f"{m} {n} ({share[m]:.0%})" for m, n in summary.served.items())))
+    if summary.period or summary.horizon:
+        of = f" of {summary.horizon}" if summary.horizon else ""
+        rows.append(("period", f"{summary.period or '(no name)'}: {summary.period_requests}{of} requests"))
     for plan, account in summary.accounts.items():
         rows.append((f"accuracy {plan}".strip(), _sla_line(summary, plan, account)))
     rows.extend(_energy_rows(summary))
@@ -279,6 +649,10 @@ def _sla_line(summary: Summary, plan: str, account: Any) -> str:
     return "; ".join(parts)
 
 
+def _by_meter(joules: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.4g} J {meter}" for meter, value in joules.items())
+
+
 def _energy_rows(summary: Summary) -> list[tuple[str, str]]:
     if not summary.routed:
         return []
@@ -288,9 +662,18 @@ def _energy_rows(summary: Summary) -> list[tuple[str, str]]:
         (
             "energy",
             f"{summary.billed_joules:.4g} J billed ({meters}), {per_request:.4g} J per request, "
-            f"explorations included; {summary.overhead_joules:.4g} J overhead",
+            f"explorations included; {summary.overhead_joules:.4g} J overhead"
+            + (f" ({_by_meter(summary.overhead)})" if set(summary.overhead) - set(summary.meters) else ""),
         )
     ]
+    for how, error in summary.predicted.items():
+        what = "as calibrated" if how == "calibration" else "as adapted to readings"
+        rows.append(
+            (
+                "E_m(t)",
+                f"{what}: {error.mean:.0%} off on average (MAPE of {error.calls} readings), {error.bias:+.0%} in sum",
+            )
+        )
     if summary.largest_joules:
         ratio = per_request / summary.largest_joules
         rows.append(

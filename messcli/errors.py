@@ -22,6 +22,14 @@ class MessError(Exception):
     exit_code = EXIT_ERROR
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, to be obeyed at once. What was committed stays."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 class UsageError(MessError):
     """Options that contradict each other or name something unknown."""
 
@@ -40,12 +48,20 @@ class ModelError(MessError):
     """A model that can't be loaded or can't answer; names the model, its path and the cure."""
 
 
+class ModelTooLarge(ModelError):
+    """A model for which there is no memory now; there may be when another one has left it."""
+
+
 class MetricError(MessError):
     """A metric that is unknown, can't be loaded or returned something that is no score."""
 
 
 class MeterError(MessError):
     """A meter that can't be had or whose reading can't be trusted."""
+
+
+class CalibrationError(MessError):
+    """A calibration that can't be made, can't be read, or doesn't fit the zoo, the devices or the versions."""
 
 
 class StateError(MessError):

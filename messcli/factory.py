@@ -63,7 +63,8 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
     settings = Settings(
         alphas=alphas,
         seed=setup.seed,
-        learn_from=setup.learn,
+        # a mix that is blind to the request has nothing but means to learn, and needs them to be right
+        learn_from="all" if setup.policy == "random" else setup.learn,
         serve=setup.serve,
     )
     return Controller(models, policy, predictor, JoulesPredictor(models), settings)

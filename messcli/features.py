@@ -6,12 +6,19 @@ process: hashes are computed here, never with Python's salted `hash`.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
 CHARACTERS_READ = 8192  # a prompt's bytes beyond these don't count: the pass takes bounded time
+
+# A request is looked at when it is decided, when it is learnt from, and while it is among the recent ones.
+REMEMBERED = 2048
 
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
@@ -38,6 +45,15 @@ def _mix(hashes: Hashes) -> Hashes:
     return hashes ^ (hashes >> np.uint64(33))
 
 
+AnyArray = TypeVar("AnyArray", bound=NDArray[np.generic])
+
+
+def _frozen(array: AnyArray) -> AnyArray:
+    array.setflags(write=False)  # it is shared between callers
+    return array
+
+
+@lru_cache(maxsize=8)  # predictors of accuracy and of joules look at the same request one after the other
 def text_hashes(text: str, characters: int = 4) -> tuple[Hashes, Hashes, Hashes]:
     """Hashes of the words, of the pairs of neighbouring words, and of every run of `characters` bytes.
 
@@ -55,11 +71,12 @@ def text_hashes(text: str, characters: int = 4) -> tuple[Hashes, Hashes, Hashes]
     )
     pairs = _mix(words[:-1] * np.uint64(31) + words[1:])
     if length < characters:
-        return words, pairs, words[:0]
+        return _frozen(words), _frozen(pairs), _frozen(words[:0])
     runs = (prefix[characters:] - prefix[:-characters]) * _INVERSE_POWERS[: length + 1 - characters]
-    return words, pairs, _mix(runs + np.uint64(characters))
+    return _frozen(words), _frozen(pairs), _frozen(_mix(runs + np.uint64(characters)))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def sparse_features(text: str, buckets: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Bag of words, word pairs and 4-byte runs as (indices, values): unit length, plus a constant 1.
 
@@ -72,7 +89,7 @@ def sparse_features(text: str, buckets: int) -> tuple[NDArray[np.intp], NDArray[
     """
     kinds = [hashes for hashes in text_hashes(text) if len(hashes)]
     if not kinds:
-        return np.array([buckets]), np.ones(1)
+        return _frozen(np.array([buckets])), _frozen(np.ones(1))
     # 16 bits, because numpy sorts these by radix: several times faster
     hashed = (np.concatenate(kinds) % np.uint64(buckets)).astype(np.uint16)
     shares = np.repeat([1.0 / (len(kinds) * len(hashes)) for hashes in kinds], [len(h) for h in kinds])
@@ -80,12 +97,13 @@ def sparse_features(text: str, buckets: int) -> tuple[NDArray[np.intp], NDArray[
     hashed = hashed[order]
     starts = np.concatenate(([0], np.flatnonzero(hashed[1:] != hashed[:-1]) + 1))
     values = np.sqrt(np.add.reduceat(shares[order], starts))
-    return np.append(hashed[starts].astype(np.intp), buckets), np.append(values, 1.0)
+    return _frozen(np.append(hashed[starts].astype(np.intp), buckets)), _frozen(np.append(values, 1.0))
 
 
 SKETCH = 128  # numbers that a bag of words and 4-byte runs is folded into; a power of two
 SHAPE = 8  # numbers that tell a text's size and kind
 DENSE = SHAPE + SKETCH
+LENGTH, CHARACTERS = 0, 1000  # the shape's first number is the text's length in units of so many characters
 
 
 def shape_features(text: str) -> NDArray[np.float64]:
@@ -94,10 +112,10 @@ def shape_features(text: str) -> NDArray[np.float64]:
     total, characters, words = max(len(raw), 1), len(text), text.count(" ") + 1
     return np.array(
         [
-            characters / 1000,
+            characters / CHARACTERS,
             words / 100,
-            np.log(characters + 1) - 6,
-            np.log(words) - 4,
+            math.log(characters + 1) - 6,
+            math.log(words) - 4,
             5 * np.count_nonzero((raw >= 48) & (raw < 58)) / total,
             20 * np.count_nonzero(raw == 10) / total,
             5 * np.count_nonzero((raw > 32) & (raw < 48)) / total,
@@ -106,6 +124,7 @@ def shape_features(text: str) -> NDArray[np.float64]:
     )
 
 
+@lru_cache(maxsize=REMEMBERED)
 def dense_features(text: str) -> NDArray[np.float64]:
     """A text as `DENSE` numbers: its shape, then a signed hash sketch of its words and 4-byte runs.
 
@@ -115,12 +134,17 @@ def dense_features(text: str) -> NDArray[np.float64]:
     dense = np.zeros(DENSE)
     dense[:SHAPE] = shape_features(text)
     words, _, runs = text_hashes(text)
-    for hashes in (words, runs):
-        index = (hashes & np.uint64(SKETCH - 1)).astype(np.intp)
-        sign = ((hashes >> np.uint64(59)) & np.uint64(1)).astype(np.float64) * 2 - 1
-        counts = np.bincount(index, sign, SKETCH)
-        counts = np.sign(counts) * np.sqrt(np.abs(counts))
-        norm = float(np.sqrt(counts @ counts))
+    # one number each: the place, above it the sign (bit 59), above that the kind
+    hashes = np.concatenate((words, runs))
+    places = (hashes & np.uint64(SKETCH - 1)) | ((hashes >> np.uint64(59)) & np.uint64(1)) * np.uint64(SKETCH)
+    places[len(words) :] += np.uint64(2 * SKETCH)
+    minus, plus = (
+        np.bincount(places.view(np.int64), minlength=4 * SKETCH).reshape(2, 2, SKETCH).swapaxes(0, 1)
+    )
+    counts = (plus - minus).astype(np.float64)
+    counts = np.sign(counts) * np.sqrt(np.abs(counts))
+    for kind in counts:
+        norm = float(np.sqrt(kind @ kind))
         if norm > 0.0:
-            dense[SHAPE:] += counts / norm
-    return dense
+            dense[SHAPE:] += kind / norm
+    return _frozen(dense)

@@ -52,15 +52,17 @@ class Auto:
     remembers = 1000  # requests that the price is solved on
 
     OPTIMISM = 2.0  # standard errors added to an estimate that rests on little: try what isn't known
-    SAFETY = 2.8  # standard deviations of margin above alpha
+    SAFETY = 3.0  # standard deviations of margin above alpha
+    END = 2.0  # ... of which so many stay until the last request
     REACH = 0.6  # the part of what is left over which a debt is paid back
     EVERY = 16  # requests between solutions
+    BIAS = 0.02  # how far off the served estimates are expected to be on average: shrinks what was seen of it
     AUDIT = 1.65  # standard errors of margin for what isn't observed
 
     def __init__(self, horizon: int | None = None, c: float = 0.05) -> None:
         self._c = c
         self.horizon = horizon
-        self._first = max(8, int(0.5 * math.sqrt(horizon))) if horizon else 24
+        self._first = max(8, int(0.45 * math.sqrt(horizon))) if horizon else 24
         self._promises: dict[str, Promise] = {}
 
     # ---- deciding --------------------------------------------------------------------------------
@@ -123,11 +125,14 @@ class Auto:
         """The mean accuracy that the requests to come should have: alpha, the margin, less what is saved up."""
         left = self._left(promise)
         ahead = max(left * self.REACH, 1.0)
-        gain = max(promise.reach, 0.005)
+        gain = max(0.7 * promise.reach, 0.005)
         blind = max(float(window), self._pace(promise))
         deviation = self.SAFETY * math.sqrt(promise.variance)
         span = min(ahead, max((deviation / (2.0 * gain)) ** 2, blind))
+        # The debt from which full effort, gaining `gain` a request, still recovers: the worst over all spans of
+        # SAFETY deviations of chance less what is gained meanwhile.
         margin = deviation * math.sqrt(span) - gain * max(span - blind, 0.0)
+        margin += self.END * math.sqrt(promise.variance)
         surplus = promise.surplus
         if promise.unobserved:
             # What wasn't observed is worth its estimate corrected by how the observed ones turned out.
@@ -143,7 +148,7 @@ class Auto:
         estimates, joules = recent.estimates, recent.joules
         rows = np.arange(len(estimates))
         hope = estimates + self._optimism(promise, recent.samples)
-        drift = promise.near_sum / (promise.near_weight + 100.0)
+        drift = promise.near_sum / (promise.near_weight + promise.variance / self.BIAS**2)
         promise.reach = 0.5 * float(estimates.max(axis=1).mean() + estimates.mean(axis=0).max()) - alpha
         need = self.target(promise, alpha, window) - drift
 
@@ -159,6 +164,12 @@ class Auto:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._promises = {plan: Promise(**kept) for plan, kept in state.items()}
+
+    def open_period(self, standing: Mapping[str, tuple[int, int, float]]) -> None:
+        for plan, (settled, unobserved, surplus) in standing.items():
+            promise = self._promises.setdefault(plan, Promise())
+            promise.settled, promise.unobserved, promise.surplus = settled, unobserved, surplus
+            promise.solve_at = settled
 
 
 def _smallest(reached: Callable[[float], bool], start: float, unit: float) -> float:

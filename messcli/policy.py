@@ -101,6 +101,15 @@ class Policy(Protocol):
 
     def load(self, state: Mapping[str, Any]) -> None: ...
 
+    def open_period(self, standing: Mapping[str, tuple[int, int, float]]) -> None:
+        """A contract period begins, or an earlier one is taken up again. What was learnt stays.
+
+        Args:
+            standing: plan -> (requests settled in the period, those of them without a reference, surplus:
+                the sum of A - alpha over them).
+        """
+        ...
+
 
 class _Stateless:
     """What policies share that look at nothing but the View."""
@@ -117,6 +126,9 @@ class _Stateless:
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def open_period(self, standing: Mapping[str, tuple[int, int, float]]) -> None:
         pass
 
 

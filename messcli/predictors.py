@@ -166,6 +166,9 @@ class FastTextPredictor(_OneByOne):
     fastText can't continue a training, so each model is refitted from a buffer, on a schedule that thins out
     as the buffer grows. The estimate is the expectation over the bins' mean accuracies; the prompt's length
     is one more token. Below `MINIMUM` samples the estimate is the mean: fastText is no better there.
+
+    A classifier fitted to few samples is far too sure of itself. So its distance from the mean is multiplied
+    with the slope that would have been right for the predictions made before learning (0: no skill, the mean).
     """
 
     name = "fasttext"
@@ -173,6 +176,7 @@ class FastTextPredictor(_OneByOne):
     GROWTH = 1.3  # refit when the buffer has grown by this factor
     CAPACITY = 5000  # the newest samples kept; refitting these takes seconds
     BINS = 10
+    DOUBT = 1.0  # squared accuracy's worth of belief in "no skill"
 
     def __init__(self, models: int, seed: int = 0) -> None:
         self._models = models
@@ -184,6 +188,8 @@ class FastTextPredictor(_OneByOne):
         self._next_fit = self.MINIMUM
         self._fitted_from: list[tuple[str, Accuracies]] = []
         self._fits: list[_Fit | None] = [None] * models
+        # per model: the sums of d * (A - mean) and d * d, where d = fit - mean
+        self._skill = np.zeros((2, models))
 
     def encode(self, text: str) -> str:
         words = text.split()  # also takes newlines out, which fastText refuses
@@ -193,12 +199,20 @@ class FastTextPredictor(_OneByOne):
         means = self._means.predict_one(None)
         if means is None:
             return None
-        estimates = [
-            fit.predict(features) if fit else mean for fit, mean in zip(self._fits, means, strict=True)
-        ]
-        return np.clip(np.array(estimates), 0.0, 1.0)
+        slope = np.clip(self._skill[0] / (self._skill[1] + self.DOUBT), 0.0, 1.0)
+        estimates: Accuracies = np.clip(means + slope * self._departures(features, means), 0.0, 1.0)
+        return estimates
+
+    def _departures(self, features: str, means: Accuracies) -> Accuracies:
+        pairs = zip(self._fits, means, strict=True)
+        return np.array([fit.predict(features) - mean if fit else 0.0 for fit, mean in pairs])
 
     def learn_one(self, features: str, accuracies: Accuracies) -> None:
+        means = self._means.predict_one(None)
+        if means is not None:
+            departures = self._departures(features, means)
+            self._skill[0] += np.nan_to_num(departures * (accuracies - means))
+            self._skill[1] += np.where(np.isnan(accuracies), 0.0, departures**2)
         self._means.learn_one(None, accuracies)
         self._texts.append(features)
         self._accuracies.append(accuracies.copy())
@@ -228,10 +242,12 @@ class FastTextPredictor(_OneByOne):
             "seen": self._seen,
             "next_fit": self._next_fit,
         }
-        return {"json": np.frombuffer(json.dumps(kept).encode(), np.uint8), **self._means.state()}
+        plain = np.frombuffer(json.dumps(kept).encode(), np.uint8)
+        return {"json": plain, "skill": self._skill.copy(), **self._means.state()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._means.load(state)
+        self._skill = state["skill"].copy()
         kept = json.loads(state["json"].tobytes())
         self._texts = [text for text, _ in kept["buffer"]]
         self._accuracies = [np.array(row, float) for _, row in kept["buffer"]]
@@ -264,8 +280,8 @@ class _Fit:
             self._model = fasttext.train_supervised(
                 str(file),
                 dim=16,
-                lr=0.1,
-                epoch=5,
+                lr=0.5,
+                epoch=25,
                 wordNgrams=2,
                 minCount=2,
                 bucket=20_000,  # the default would make 800 MB per model

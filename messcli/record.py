@@ -7,12 +7,10 @@ batched, locked, stopped and resumed exactly as `route` is. `simulate` reads the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from messcli.controller import Controller, Settings
-from messcli.inputs import InputFields
 from messcli.loop import Settled
 from messcli.policy import Largest
 from messcli.predictors import MeanPredictor
@@ -25,31 +23,31 @@ _TABLE_FIELDS = ("id", "prompt", "messages", "reference", "models", "error")
 
 
 @dataclass(frozen=True, slots=True)
-class RecordConfig:
-    """What `messcli record` was asked to do. None means: as the zoo file says, or the default."""
-
-    input: str
-    output: str
-    state: Path | None = None
-    zoo: str | None = None
-    metric: str | None = None
-    window: int = 32
-    limit: int | None = None
-    on_error: str = "skip"
-    meter: str = "auto"
-    batch_size: int | None = None
-    preload: bool = False
-    wait_seconds: float = 0.0
-    input_fields: InputFields = field(default_factory=InputFields)
-
-
-@dataclass(frozen=True, slots=True)
 class RecordSummary:
     """What a run recorded."""
 
     run: Summary
     incomplete: int  # requests of this run that lack an answer of at least one model
     accuracies: Mapping[str, float]  # model -> mean over this run's requests with a reference
+    joules: Mapping[str, float]  # model -> mean over this run's requests whose joules are known
+
+    def text(self) -> list[str]:
+        """For people."""
+        done = f" ({self.run.already_done} were done before)" if self.run.already_done else ""
+        lacking = f", {self.incomplete} lack an answer" if self.incomplete else ""
+        bad = f", {self.run.failed} with error" if self.run.failed else ""
+        lines = [f"recorded {self.run.routed} requests{done}{lacking}{bad}"]
+        for name, joules in self.joules.items():
+            accuracy = self.accuracies.get(name)
+            scored = (
+                "" if accuracy is None else f", accuracy {accuracy:.4f} ({self.run.metric.split('|')[0]})"
+            )
+            lines.append(f"  {name}: {joules:.4g} J per request{scored}")
+        meters = "/".join(self.run.meters) or "no meter"
+        lines.append(
+            f"energy: {self.run.billed_joules:.4g} J ({meters}), {self.run.overhead_joules:.4g} J overhead"
+        )
+        return lines
 
 
 class AskAll(Controller):
@@ -67,37 +65,26 @@ class AskAll(Controller):
 
 
 def record(
-    config: RecordConfig,
+    config: RouteConfig,
     *,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> RecordSummary:
     """Record `config.input` to `config.output`, going on where an earlier run stopped.
 
+    Args:
+        config: as of `route`; what concerns choosing is of no effect.
+        on_progress: called after every window.
+        tell: takes lines for the user's eyes.
+
     Raises:
         MessError: with what the user can do; all finished windows are kept.
     """
-    route_config = RouteConfig(
-        input=config.input,
-        output=config.output,
-        state=config.state,
-        zoo=config.zoo,
-        alpha=0.0,
-        metric=config.metric,
-        policy="record",  # in the state's signature: a recording isn't continued by `route`, nor the reverse
-        predictor="mean",
-        window=config.window,
-        limit=config.limit,
-        on_error=config.on_error,
-        meter=config.meter,
-        batch_size=config.batch_size,
-        preload=config.preload,
-        wait_seconds=config.wait_seconds,
-        input_fields=config.input_fields,
-    )
+    # The policy stands in the state's signature: a recording isn't continued by `route`, nor the reverse.
+    config = replace(config, policy="record", alpha=0.0, v=None, c=None, predictor="mean")
     rows = _Rows()
-    summary = run_job(route_config, Job(_ask_all, rows.row), on_progress, tell)
-    return RecordSummary(summary, rows.incomplete, rows.means())
+    summary = run_job(config, Job(_ask_all, rows.row), on_progress, tell)
+    return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules))
 
 
 def _ask_all(_: RouteConfig, zoo: Zoo, alphas: Mapping[str, float]) -> Controller:
@@ -109,7 +96,8 @@ class _Rows:
 
     def __init__(self) -> None:
         self.incomplete = 0
-        self._accuracies: dict[str, list[float]] = {}
+        self.accuracies: dict[str, tuple[float, int]] = {}  # model -> sum, count
+        self.joules: dict[str, tuple[float, int]] = {}
 
     def row(self, line: Settled | Rejected, names: Sequence[str]) -> dict[str, Any]:
         if isinstance(line, Rejected):
@@ -121,8 +109,8 @@ class _Rows:
                 models[name] = {"error": "the prompt is longer than the model's context"}
             else:
                 models[name] = _outcome_fields(outcome)
-                if outcome.accuracy is not None and outcome.error is None:
-                    self._accuracies.setdefault(name, []).append(outcome.accuracy)
+                _add(self.joules, name, outcome.joules)
+                _add(self.accuracies, name, outcome.accuracy if outcome.error is None else None)
         self.incomplete += any("error" in outcome for outcome in models.values())
         request = line.request
         row: dict[str, Any] = {"id": request.id, "prompt": request.prompt}
@@ -136,8 +124,15 @@ class _Rows:
         row.update((name, value) for name, value in request.extra.items() if name not in _TABLE_FIELDS)
         return row
 
-    def means(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._accuracies.items()}
+
+def _add(sums: dict[str, tuple[float, int]], name: str, value: float | None) -> None:
+    if value is not None:
+        total, count = sums.get(name, (0.0, 0))
+        sums[name] = (total + value, count + 1)
+
+
+def _means(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in sums.items()}
 
 
 def _outcome_fields(outcome: Outcome) -> dict[str, Any]:

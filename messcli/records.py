@@ -112,12 +112,15 @@ def row_of(
 ) -> dict[str, Any]:
     """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`).
 
-    An input field that has the name of a column keeps its value as `input_<name>`.
+    An input field that has the name of a column keeps its value as `input_<name>`. A request under a plan
+    has a column `plan`.
     """
     row: dict[str, Any] = {"id": request.id}
     if include_prompt:
         row.update(request.given)
     _pass_through(row, request.extra)
+    if request.plan is not None:
+        row.setdefault("plan", request.plan)  # `--plan` named it
     row["model"] = model
     for name in ROW_FIELDS[1:]:
         row[name] = values.get(name)

@@ -9,8 +9,8 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from messcli.backends import create
+from messcli.calibration import Calibration, find_calibration
 from messcli.controller import DEFAULT_PLAN, Account, Controller, Event
-from messcli.energy import EnergyLedger, open_meter
-from messcli.errors import InputError, MessError, StateError, UsageError
+from messcli.engine import LOCAL, EngineConfig, open_live
+from messcli.errors import InputError, Interrupted, MessError, MeterError, StateError, UsageError
 from messcli.factory import Setup, create_controller
 from messcli.inputs import InputFields, count_lines, open_input, read_requests
 from messcli.loop import Line, Settled, Step, steps
 from messcli.metrics import Metric, load_metric
 from messcli.outcomes import Asked, Live
 from messcli.outputs import STDOUT
+from messcli.policy import VirtualQueue
 from messcli.records import Outcome, Rejected, Request, rejected_row, row_of
 from messcli.state import Done, State
 from messcli.zoo import Zoo, load_zoo
@@ -54,11 +55,17 @@ class RouteConfig:
     window: int = 32
     limit: int | None = None
     plan: str | None = None
-    period: str = ""
+    period: str | None = None  # None: the one that is open
+    horizon: int | None = None  # requests that the period will have; None: as said before
     on_error: str = "skip"
     meter: str = "auto"
+    calibration: Path | None = None  # None: calibration.json beside the zoo file, or in the working folder
+    no_calibration: bool = False  # without one, even if it is there
     batch_size: int | None = None
     preload: bool = False
+    max_loaded: int | None = None
+    engine: str = LOCAL
+    address: str | None = None
     wait_seconds: float = 0.0
     input_fields: InputFields = field(default_factory=InputFields)
     include_prompt: bool = False
@@ -77,6 +84,32 @@ class Progress:
     explorations_left: float | None  # expected
 
 
+@dataclass(slots=True)
+class PredictionError:
+    """How far E_m(t) was from what was read then, over the calls of a run."""
+
+    calls: int = 0
+    relative_errors: float = 0.0  # sum of |predicted - read| / read
+    predicted_joules: float = 0.0
+    read_joules: float = 0.0
+
+    def add(self, predicted: float, read: float) -> None:
+        self.calls += 1
+        self.relative_errors += abs(predicted - read) / read
+        self.predicted_joules += predicted
+        self.read_joules += read
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute percentage error, as a part of 1."""
+        return self.relative_errors / self.calls
+
+    @property
+    def bias(self) -> float:
+        """Of the sum: positive where too much was predicted."""
+        return self.predicted_joules / self.read_joules - 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a run did, and where the promise stands."""
@@ -87,7 +120,7 @@ class Summary:
     served: Mapping[str, int]  # model -> requests of this run
     explored: int  # requests of this run
     billed_joules: float  # of this run, explorations included
-    overhead_joules: float  # of this run: loading, learning, idle
+    overhead: Mapping[str, float]  # joules of this run, by meter: loading, learning, idle
     unmetered: int  # requests of this run whose joules aren't known
     meters: tuple[str, ...]
     accounts: Mapping[str, Account]  # plan -> ledger, all runs of the period
@@ -96,7 +129,15 @@ class Summary:
     largest: str
     largest_joules: float | None  # mean joules of the largest model, over all its calls that were read
     metric: str  # its signature
+    predicted: Mapping[str, PredictionError]  # by how: "calibration" alone, and "adapted" to what was read
+    period: str  # "" until one is named
+    horizon: int | None
+    period_requests: int  # routed in this period, all runs
     stopped_by: int | None = None  # signal number
+
+    @property
+    def overhead_joules(self) -> float:
+        return sum(self.overhead.values())
 
     @property
     def sla_missed(self) -> bool:
@@ -117,13 +158,13 @@ class Job:
 def route(
     config: RouteConfig,
     *,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Route `config.input` to `config.output`, going on where an earlier run stopped.
 
     Args:
-        on_progress: called after every window.
+        on_progress: called after every window. With one, the input's lines are counted first.
         tell: takes lines for the user's eyes (what the meter is, what went wrong and was survived).
 
     Raises:
@@ -133,45 +174,73 @@ def route(
 
 
 def run_job(
-    config: RouteConfig, job: Job, on_progress: Callable[[Progress], None], tell: Callable[[str], None]
+    config: RouteConfig,
+    job: Job,
+    on_progress: Callable[[Progress], None] | None,
+    tell: Callable[[str], None],
 ) -> Summary:
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
     zoo = load_zoo(config.zoo)
     metric = load_metric(config.metric or zoo.metric or "bleu1")
     alphas = _alphas(config, zoo)
+    calibration = _calibration(config, zoo)
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_signals(tell))
+        stop = stack.enter_context(stop_signals(tell))
         state = stack.enter_context(State(_state_path(config), wait_seconds=config.wait_seconds))
-        controller = job.controller(config, zoo, alphas)
-        _resume(state, controller, config, zoo, metric)
+        config = _in_force(config, state)
+        _check_signature(state, config, zoo, metric)
+        controller = _resume(state, job, config, zoo, alphas, calibration)
         state.open_output(config.output)
-        total = _total(config)
+        for name, rows in state.unfinished_outputs():
+            tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")
+        total = _total(config) if on_progress else None
         handle = stack.enter_context(open_input(config.input))
-        feed = _Feed(read_requests(handle, config.input, config.input_fields), config, alphas, state)
-        source = stack.enter_context(_LazySource(config, zoo, metric, tell))
+        feed = _Feed(read_requests(handle, config.input, config.input_fields), config, alphas, state, stop)
+        source = stack.enter_context(_LazySource(config, zoo, metric, calibration, tell))
         if config.preload:
             source.open().load()
-        run = _Run(config, controller, state, source, metric, job.row)
-        for step in steps(feed, controller, source, config.window):
-            run.commit(step)
-            on_progress(run.progress(feed.already_done, total))
-            for warning in source.take_warnings():
-                tell(f"warning: {warning}")
-            run.check(step, tell)
-            if stop.signal is not None:
-                break
-        else:
-            state.finish()
+        run = _Run(config, controller, state, source, metric, calibration, job.row)
+        ended = False
+        try:
+            for step in steps(feed, controller, source, config.window):
+                run.refuse(step)
+                run.commit(step)
+                if on_progress:
+                    on_progress(run.progress(feed.already_done, total))
+                for warning in source.take_warnings():
+                    tell(f"warning: {warning}")
+                run.check(step, tell)
+                if stop.signal is not None:
+                    break
+            else:
+                ended = True
+        except _NothingInHand:  # the lines read for the next window are read again by the next run
+            pass
         run.end()
-        if stop.signal is None and feed.failure is not None:
-            raise feed.failure
-        return run.summary(feed.already_done, stop.signal)
+        if ended:
+            state.finish()
+            if feed.failure is not None:
+                raise feed.failure
+            if source.fault is not None:  # in the last window, so that no other met it
+                raise source.fault
+        else:
+            state.suspend()
+        return run.summary(feed.already_done, None if ended else stop.signal)
 
 
 def _state_path(config: RouteConfig) -> Path | None:
     if config.state is not None:
         return config.state
     return None if config.output == STDOUT else Path(config.output + ".state")
+
+
+def _calibration(config: RouteConfig, zoo: Zoo) -> Calibration | None:
+    """Before anything is opened: a calibration that doesn't fit leaves no trace."""
+    if config.no_calibration:
+        return None
+    if config.engine != LOCAL and config.calibration is None:  # one of this machine says nothing of others
+        return None
+    return find_calibration(config.calibration, zoo, config.meter)
 
 
 def _alphas(config: RouteConfig, zoo: Zoo) -> dict[str, float]:
@@ -190,44 +259,141 @@ def _alphas(config: RouteConfig, zoo: Zoo) -> dict[str, float]:
 
 def _controller(config: RouteConfig, zoo: Zoo, alphas: Mapping[str, float]) -> Controller:
     setup = Setup(
-        config.policy, config.v, config.c, config.learn, config.predictor, config.seed, config.serve
+        policy=config.policy,
+        v=config.v,
+        c=config.c,
+        learn=config.learn,
+        predictor=config.predictor,
+        seed=config.seed,
+        serve=config.serve,
+        horizon=config.horizon,
     )
     return create_controller(setup, len(zoo.models), alphas)
 
 
-def _resume(state: State, controller: Controller, config: RouteConfig, zoo: Zoo, metric: Metric) -> None:
-    """Bring the controller to where the state is, after checking that both belong together."""
+def _in_force(config: RouteConfig, state: State) -> RouteConfig:
+    """`config` with the contract period and the horizon that are in force."""
+    period = config.period
+    if period is None:
+        period = (state.settings() or {}).get("period", "")
+    horizon, _ = state.period(period) or (None, 0)
+    return replace(config, period=period, horizon=horizon if config.horizon is None else config.horizon)
+
+
+def _check_signature(state: State, config: RouteConfig, zoo: Zoo, metric: Metric) -> None:
+    """Refuse to mix decisions that were made in different ways. Alpha, V and c may change, and others may not."""
     signature = {
         "zoo": zoo.signature(),
         "metric": metric.signature,
         "policy": config.policy,
-        "predictor": controller.predictor.name,
+        "predictor": "mean" if config.policy == "random" else config.predictor,
         "window": config.window,
         "seed": config.seed,
     }
     known = state.meta("signature")
     if known is None:
         state.set_meta("signature", signature)
-    elif differing := [name for name in signature if signature[name] != known.get(name)]:
-        name = differing[0]
+    elif difference := _difference(known, signature):
         raise StateError(
-            f"{state.name}: was made with {_shown(name, known.get(name))}, and this run has "
-            f"{_shown(name, signature[name])}. Run with what it was made with, or start anew with another "
-            "--state and output"
+            f"{state.name}: was made with {difference[0]}, and this run has {difference[1]}: their decisions "
+            "don't mix. Run with what it was made with, or start anew with another --state and output"
         )
-    snapshot, events = state.learnt()
+
+
+def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first setting that differs, in words: (as it was, as it is). What `known` doesn't name is new in
+    this version of messcli, and no difference."""
+    for name, value in known.items():
+        if name == "zoo":
+            models, others = value["models"], now["zoo"]["models"]
+            names, other_names = ([model["name"] for model in zoo] for zoo in (models, others))
+            if names != other_names:
+                return f"the models {', '.join(names)}", f"the models {', '.join(other_names)}"
+            for model, other in zip(models, others, strict=True):
+                for field_name, was in model.items():
+                    if was != other.get(field_name):
+                        what = f'{field_name} of model "{model["name"]}"'
+                        return f"{what} = {json.dumps(was)}", json.dumps(other.get(field_name))
+        elif value != now.get(name):
+            return f"{name} {value}", f"{name} {now.get(name)}"
+    return None
+
+
+def _resume(
+    state: State,
+    job: Job,
+    config: RouteConfig,
+    zoo: Zoo,
+    alphas: Mapping[str, float],
+    calibration: Calibration | None,
+) -> Controller:
+    """The controller as the last run left it, under this run's settings."""
+    controller = job.controller(config, zoo, alphas)
+    settings = {
+        "alphas": alphas,
+        "v": config.v,
+        "c": config.c,
+        "learn": config.learn,
+        "serve": config.serve,
+        "period": config.period,
+        "horizon": config.horizon,
+        "calibration": None if calibration is None else calibration.identity,
+    }
+    before = state.settings()
+    if before == settings:
+        _replay(state, controller)
+        return controller
+    if before is not None and {"learn", "serve"} <= before.keys():
+        # What came of earlier requests is folded in under the settings that were in force then.
+        names = ("v", "c", "learn", "serve", "period", "horizon")
+        earlier = job.controller(
+            replace(config, **{name: before[name] for name in names}), zoo, before["alphas"]
+        )
+        _replay(state, earlier)
+        _hand_over(earlier, controller)
+    if before is None or before.get("calibration") != settings["calibration"]:
+        controller.joules.calibrate(None if calibration is None else calibration.prior(zoo.names))
+    if controller.t == 0:  # only the ledger is left of a state that an early version wrote
+        controller.t = state.t
+    if before is None or before.get("period") != config.period:
+        kept = {row[1]: _account(row) for row in state.accounts(config.period or "")}
+        controller.accounts = {plan: kept.get(plan, Account()) for plan in alphas}
+        controller.policy.open_period(_standing(controller.accounts, alphas))
+    accounts = account_rows(controller, config.period or "")
+    state.change(controller.t + 1, settings, _snapshot(controller), accounts)
+    return controller
+
+
+def _standing(
+    accounts: Mapping[str, Account], alphas: Mapping[str, float]
+) -> dict[str, tuple[int, int, float]]:
+    standing = {}
+    for plan, account in accounts.items():
+        settled = account.observed + account.estimated
+        delivered = account.observed_sum + account.estimated_sum
+        standing[plan] = (settled, account.estimated, delivered - alphas[plan] * settled)
+    return standing
+
+
+def _replay(state: State, controller: Controller) -> None:
+    snapshot, windows = state.learnt()
     if snapshot is not None:
         controller.load(safetensors.numpy.load(snapshot))
-    for event in events:
-        controller.settle([Event.loads(event)])
-    settings = {**asdict(controller.settings), "policy": config.policy, "v": config.v}
-    state.record_settings(controller.t + 1, settings)
+    for events in windows:
+        controller.settle([Event.loads(event) for event in events])
 
 
-def _shown(name: str, value: Any) -> str:
-    if name == "zoo":
-        return "the models " + ", ".join(f"{model['name']} ({model['path']})" for model in value["models"])
-    return f"{name} {value}"
+def _hand_over(earlier: Controller, controller: Controller) -> None:
+    """Let `controller` go on where `earlier` is."""
+    arrays = earlier.state()
+    if earlier.policy.remembers != controller.policy.remembers:
+        arrays |= {name: a for name, a in controller.state().items() if name.startswith("recent.")}
+    controller.load(arrays)
+
+
+def _snapshot(controller: Controller) -> bytes:
+    arrays = {name: np.ascontiguousarray(array) for name, array in controller.state().items()}
+    return bytes(safetensors.numpy.save(arrays))
 
 
 def _total(config: RouteConfig) -> int | None:
@@ -239,8 +405,14 @@ class _Feed:
     """The lines of the input that are still to be routed. What ends it early stands in `failure`."""
 
     def __init__(
-        self, lines: Iterator[Line], config: RouteConfig, alphas: Mapping[str, float], state: State
+        self,
+        lines: Iterator[Line],
+        config: RouteConfig,
+        alphas: Mapping[str, float],
+        state: State,
+        stop: Stop,
     ) -> None:
+        self._stop = stop
         self._lines = islice(lines, config.limit)
         self._stop_on_error = config.on_error == "stop"
         self._plan = config.plan
@@ -252,6 +424,7 @@ class _Feed:
     def __iter__(self) -> Iterator[Line]:
         # A failure waits until the lines before it are routed: it costs no work.
         try:
+            self._stop.in_hand = False
             for line in self._lines:
                 todo = self._todo(line)
                 if todo is None:
@@ -260,9 +433,13 @@ class _Feed:
                     self.failure = InputError(todo.error)
                     return
                 else:
+                    self._stop.in_hand = True
                     yield todo
+                    self._stop.in_hand = False
         except InputError as error:
             self.failure = error
+        finally:
+            self._stop.in_hand = True
 
     def _todo(self, line: Line) -> Line | None:
         """What is left to do for a line: nothing, when an earlier run finished it."""
@@ -290,8 +467,16 @@ class _Feed:
 class _LazySource:
     """Opens meter and models when the first request asks for them: a finished job loads nothing."""
 
-    def __init__(self, config: RouteConfig, zoo: Zoo, metric: Metric, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: RouteConfig,
+        zoo: Zoo,
+        metric: Metric,
+        calibration: Calibration | None,
+        tell: Callable[[str], None],
+    ) -> None:
         self.names = zoo.names
+        self._calibration = calibration
         self._config = config
         self._zoo = zoo
         self._metric = metric
@@ -300,12 +485,23 @@ class _LazySource:
 
     def open(self) -> Live:
         if self._live is None:
-            backends = [create(spec, batch_size=self._config.batch_size) for spec in self._zoo.models]
-            devices = dict.fromkeys(device for backend in backends for device in backend.devices)
-            meter = open_meter(self._config.meter, tuple(devices), self._zoo.energy.get("cpu_watts"))
-            for line in meter.describe():
-                self._tell(line)
-            self._live = Live(backends, EnergyLedger(meter), self._metric)
+            config = self._config
+            calibration = self._calibration
+            engine = EngineConfig(
+                config.meter,
+                config.batch_size,
+                config.max_loaded,
+                config.engine,
+                config.address,
+                weights={} if calibration is None else calibration.weights(),
+            )
+            self._live = open_live(engine, self._zoo, self._metric, self._tell)
+            self._tell(
+                "energy: not calibrated: E_m(t) is learnt from what is read (`messcli calibrate` gives it a start)"
+                if calibration is None
+                else f"energy: calibrated by {calibration.path}, made {calibration.made}"
+                f"{'' if calibration.converged else '; not all of its cells converged'}"
+            )
         return self._live
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
@@ -319,6 +515,10 @@ class _LazySource:
 
     def take_warnings(self) -> list[str]:
         return self._live.take_warnings() if self._live else []
+
+    @property
+    def fault(self) -> MeterError | None:
+        return self._live.fault if self._live else None
 
     def close(self) -> None:
         if self._live:
@@ -341,9 +541,14 @@ class _Run:
         state: State,
         source: _LazySource,
         metric: Metric,
+        calibration: Calibration | None,
         row: Callable[[Settled | Rejected, Sequence[str]], dict[str, Any]] | None,
     ) -> None:
         self._row = row
+        self._calibration = calibration
+        self._predicted: dict[str, PredictionError] = {}
+        self._other_meter: str | None = None  # than the calibration's
+        self._told_other_meter = False
         self._config = config
         self._controller = controller
         self._state = state
@@ -351,7 +556,8 @@ class _Run:
         self._metric = metric
         self._served: Counter[str] = Counter()
         self._routed = self._failed = self._explored = self._unmetered = 0
-        self._billed = self._overhead = 0.0
+        self._billed = 0.0
+        self._overhead: Counter[str] = Counter()
         self._meters: dict[str, None] = {}
         self._unreachable: set[str] = set()
 
@@ -359,9 +565,9 @@ class _Run:
         """Commit a window: its rows, its events, its energy, and from time to time a snapshot."""
         done = [self._done(line) for line in step.lines]
         energy = self._energy(step)
-        snapshot = self._snapshot() if self._state.wants_snapshot else None
-        events = ((event.decision.t, event.dumps()) for event in step.events)
-        accounts = account_rows(self._controller, self._config.period)
+        snapshot = _snapshot(self._controller) if self._state.wants_snapshot else None
+        events = [event.dumps() for event in step.events]
+        accounts = account_rows(self._controller, self._config.period or "")
         self._state.commit(done, events, energy=energy, accounts=accounts, snapshot=snapshot)
 
     def _done(self, line: Settled | Rejected) -> Done:
@@ -420,6 +626,21 @@ class _Run:
             self._unmetered += 1
         self._billed += sum(outcome.joules or 0.0 for outcome in line.outcomes.values())
         self._meters.update(dict.fromkeys(o.meter for o in line.outcomes.values() if o.meter))
+        for m, outcome in line.outcomes.items():
+            if outcome.joules:
+                self._compare(line, m, outcome.joules, outcome.meter)
+
+    def _compare(self, line: Settled, m: int, joules: float, meter: str | None) -> None:
+        """Book how far the predictions were from what was read."""
+        if line.decision.joules_predicted is not None:
+            adapted = self._predicted.setdefault("adapted", PredictionError())
+            adapted.add(line.decision.joules_predicted[m], joules)
+        if self._calibration is not None:
+            model = self._calibration.of(self._source.names[m])
+            alone = self._predicted.setdefault("calibration", PredictionError())
+            alone.add(model.joules(len(line.request.prompt)), joules)
+            if meter not in (model.meter, "replay", None):
+                self._other_meter = f"{meter}, and its calibration was by {model.meter}"
 
     def _dumps(self, row: dict[str, Any]) -> str:
         if self._config.columns:
@@ -452,16 +673,24 @@ class _Run:
 
     def _take_overhead(self) -> dict[tuple[str, str, str], tuple[float, int]]:
         overhead = self._source.take_overhead()
-        self._overhead += sum(overhead.values())
+        self._overhead.update(overhead)
         return {("", "overhead", meter): (joules, 0) for meter, joules in overhead.items()}
 
-    def _snapshot(self) -> bytes:
-        return safetensors.numpy.save(
-            {name: np.ascontiguousarray(array) for name, array in self._controller.state().items()}
-        )
+    def refuse(self, step: Step) -> None:
+        """With --on-error stop, a window in which a model or the metric failed isn't committed: the next run
+        tries it again."""
+        if self._config.on_error == "stop":
+            for line in step.lines:
+                if isinstance(line, Settled):
+                    errors = [outcome.error for outcome in line.outcomes.values() if outcome.error]
+                    if errors:
+                        raise MessError(f"{line.request.source}:{line.request.line}: {errors[0]}")
 
     def check(self, step: Step, tell: Callable[[str], None]) -> None:
-        """Say what the user should know as soon as it is known; stop at a failed request if asked to."""
+        """Say what the user should know as soon as it is known."""
+        if self._other_meter is not None and not self._told_other_meter:
+            self._told_other_meter = True
+            tell(f"warning: this run is metered by {self._other_meter}: E_m(t) starts elsewhere, and adapts")
         for plan, alpha in self._controller.settings.alphas.items():
             if plan not in self._unreachable and self._controller.unreachable(plan):
                 self._unreachable.add(plan)
@@ -470,11 +699,6 @@ class _Run:
                     f"warning: alpha {alpha}{name} is above what this zoo reaches, even with the best answer to "
                     f"every request. The SLA will be missed; {self._source.names[-1]} serves from here on"
                 )
-        if self._config.on_error == "stop":
-            for line in step.lines:
-                if isinstance(line, Settled) and line.served is None:
-                    error = line.outcomes[line.decision.model].error
-                    raise MessError(f"{self._config.input}:{line.request.line}: {error}")
 
     def end(self) -> None:
         """Book the energy of the last steps."""
@@ -499,6 +723,7 @@ class _Run:
         largest = self._source.names[-1]
         reads = [value for (model, _, _), value in self._state.energy().items() if model == largest]
         requests = sum(count for _, count in reads)
+        alphas = self._controller.settings.alphas
         return Summary(
             routed=self._routed,
             already_done=already_done,
@@ -506,11 +731,15 @@ class _Run:
             served=dict(self._served),
             explored=self._explored,
             billed_joules=self._billed,
-            overhead_joules=self._overhead,
+            overhead=dict(self._overhead),
+            predicted=self._predicted,
             unmetered=self._unmetered,
             meters=tuple(self._meters),
-            accounts=self._controller.accounts,
-            alphas=self._controller.settings.alphas,
+            accounts={plan: a for plan, a in self._controller.accounts.items() if plan in alphas},
+            alphas=alphas,
+            period=self._config.period or "",
+            horizon=self._config.horizon,
+            period_requests=(self._state.period(self._config.period or "") or (None, 0))[1],
             unreachable=tuple(sorted(self._unreachable)),
             largest=largest,
             largest_joules=sum(joules for joules, _ in reads) / requests if requests else None,
@@ -539,20 +768,34 @@ def account_rows(controller: Controller, period: str) -> list[tuple[Any, ...]]:
     ]
 
 
-class _Stop:
+def _account(row: Sequence[Any]) -> Account:
+    """The account that `account_rows` made a row of."""
+    _, _, _, queue, observed, observed_sum, estimated, estimated_sum, explored, failed = row
+    return Account(VirtualQueue(queue), observed, observed_sum, estimated, estimated_sum, explored, failed)
+
+
+class _NothingInHand(BaseException):
+    """A signal came while the input was being read, maybe for ever: nothing is lost by stopping there."""
+
+
+class Stop:
     signal: int | None = None
+    in_hand: bool | None = None  # a window is being worked on; None before the first line is read
 
 
 @contextmanager
-def _stop_signals(tell: Callable[[str], None]) -> Iterator[_Stop]:
-    """SIGINT and SIGTERM set a flag for the loop; a second one raises KeyboardInterrupt at once."""
-    stop = _Stop()
+def stop_signals(tell: Callable[[str], None], work: str = "window") -> Iterator[Stop]:
+    """SIGINT and SIGTERM end the run after the window in hand; a second one raises Interrupted at once."""
+    stop = Stop()
 
     def on_signal(number: int, _: FrameType | None) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
+        if stop.signal is not None or stop.in_hand is None:
+            raise Interrupted(number)
         stop.signal = number
-        tell("stopping after the window in hand (again: stop now)")
+        if not stop.in_hand:
+            raise _NothingInHand
+        with suppress(RuntimeError):  # the signal came in the middle of a line to the terminal
+            tell(f"stopping after the {work} in hand (again: stop now)")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -21,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.controller import DEFAULT_PLAN
-from messcli.errors import UsageError
+from messcli.errors import MessError, UsageError
 from messcli.factory import POLICIES, Setup, create_controller
 from messcli.loop import Settled, steps
 from messcli.policy import cheapest_mix
 from messcli.predictors import Predictor
+from messcli.ridge import JoulesPredictor
 from messcli.tables import OutcomeTable
 
 ORACLE = "oracle"
@@ -37,6 +39,7 @@ Floats = NDArray[np.float64]
 Choice = NDArray[np.intp]
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Encoder = TypeVar("Encoder", bound=Predictor | JoulesPredictor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class SimulateConfig:
     orders: int | None = None  # so many shuffled orders; None: the table's own order
     seed: int = 0  # of the first order (and of its explorations); the next ones count up
     learn: str = "all"
-    predictor: str = "linear"
+    predictor: str = "ridge"
     serve: str = "largest"
     window: int = 1
     jobs: int = 1
@@ -103,14 +106,16 @@ def replay(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> 
         requests = [requests[position] for position in order]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
-    controller.predictor = (memo or FeatureMemo()).wrap(controller.predictor)
+    memo = memo or FeatureMemo()
+    controller.predictor = memo.wrap(controller.predictor, controller.predictor.name)
+    controller.joules = memo.wrap(controller.joules, "joules")
     for step in steps(requests, controller, table.source, task.window):
         for line in step.lines:
             if isinstance(line, Settled):  # a recorded request always fits
                 yield line
 
 
-def run(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> Result:
+def run_task(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> Result:
     """Run the loop over the table and add up."""
     served = [0] * len(table.names)
     accuracy = billed = paper = 0.0
@@ -124,12 +129,11 @@ def run(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> Res
         paper += outcome.joules or 0.0
         billed += line.billed_joules or 0.0
     count = len(table.requests)
-    blind = task.setup.policy in BLIND
     return Result(
         policy=task.setup.policy,
         alpha=task.alpha,
-        v=None if task.setup.policy != "mess+" else task.setup.v,
-        c=None if blind else task.setup.c,
+        v=task.setup.v,
+        c=task.setup.c,
         seed=task.setup.seed,
         requests=count,
         accuracy=accuracy / count,
@@ -149,18 +153,19 @@ class FeatureMemo:
     def __init__(self) -> None:
         self._features: dict[tuple[str, str], Any] = {}
 
-    def wrap(self, predictor: Predictor) -> Predictor:
+    def wrap(self, predictor: Encoder, name: str) -> Encoder:
         """The predictor, but a text that was encoded before isn't encoded again."""
-        return cast(Predictor, _Remembering(predictor, self._features))
+        return cast(Encoder, _Remembering(predictor, name, self._features))
 
 
 class _Remembering:
-    def __init__(self, predictor: Predictor, features: dict[tuple[str, str], Any]) -> None:
+    def __init__(self, predictor: Any, name: str, features: dict[tuple[str, str], Any]) -> None:
         self._predictor = predictor
+        self._name = name
         self._features = features
 
     def encode(self, text: str) -> Any:
-        key = (self._predictor.name, text)
+        key = (self._name, text)
         known = self._features.get(key)
         if known is None:
             known = self._predictor.encode(text)
@@ -301,7 +306,7 @@ def simulate(
         if name not in ALL_POLICIES:
             raise UsageError(f'unknown policy "{name}". Known are {", ".join(ALL_POLICIES)}')
     tasks = list(dict.fromkeys(_task_of(cell) for cell in _cells(config) if cell.setup.policy != ORACLE))
-    done = dict(zip(tasks, each(_run, tasks, table, config.jobs, on_progress), strict=True))
+    done = dict(zip(tasks, each(run_task, tasks, table, config.jobs, on_progress), strict=True))
     hindsight = {alpha: oracle(table, alpha) for alpha in config.alphas if ORACLE in config.policies}
     results = []
     for cell in _cells(config):
@@ -318,7 +323,7 @@ def _cells(config: SimulateConfig) -> Iterator[Task]:
     """Every (policy, setting, order) that a result is due for."""
     for alpha, policy in product(config.alphas, config.policies):
         swept_v = config.v if policy == "mess+" else (None,)
-        swept_c = config.c if policy in ("mess+", "random") else (None,)
+        swept_c = config.c if policy == "mess+" else (None,)
         for v, c, seed in product(swept_v, swept_c, config.seeds):
             setup = Setup(policy, v, c, config.learn, config.predictor, seed, config.serve)
             yield Task(setup, alpha, config.orders is not None, config.window)
@@ -330,10 +335,6 @@ def _task_of(cell: Task) -> Task:
         setup = replace(cell.setup, seed=0, predictor="mean")  # they don't look at estimates
         return replace(cell, setup=setup, alpha=0.0, shuffled=False)
     return cell
-
-
-def _run(table: OutcomeTable, task: Task, memo: FeatureMemo) -> Result:
-    return run(table, task, memo)
 
 
 # ---- all cores -----------------------------------------------------------------------------------
@@ -370,14 +371,39 @@ def _mapper(
         yield lambda items: (function(table, item, memo) for item in items)
         return
     # Spawned, not forked: a fork of a process with threads (BLAS, tqdm) can hang.
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(function, table)
-    ) as pool:
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(function, table)
+        ) as pool,
+    ):
         try:
             yield lambda items: pool.map(_in_worker, items)
+        except BrokenProcessPool:
+            raise MessError(
+                f"one of {jobs} processes was killed, most likely for want of memory. Run with --jobs 1"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started meanwhile use one thread each: there is one process per core already."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def _start_worker(function: Callable[..., Any], table: OutcomeTable) -> None:
@@ -421,17 +447,19 @@ def lines(results: Iterable[Result]) -> list[Line]:
     groups: dict[Hashable, list[Result]] = {}
     for result in results:
         groups.setdefault((result.alpha, result.policy, result.v, result.c), []).append(result)
-    return [_line(group) for group in groups.values()]
+    return [line_of(group) for group in groups.values()]
 
 
-def _line(group: Sequence[Result]) -> Line:
+def line_of(group: Sequence[Result]) -> Line:
+    """One setting's results over its orders, summed up."""
     first = group[0]
 
     def mean(values: Iterable[float]) -> float:
         return float(np.mean(list(values)))
 
     def deviation(values: Iterable[float]) -> float:
-        return float(np.std(list(values), ddof=1)) if len(group) > 1 else 0.0
+        spread = float(np.std(list(values), ddof=1)) if len(group) > 1 else 0.0
+        return spread if spread > ROUNDING else 0.0  # equal numbers, added up in another order
 
     return Line(
         policy=first.policy,
@@ -448,3 +476,77 @@ def _line(group: Sequence[Result]) -> Line:
         shares={name: mean(r.served[name] / r.requests for r in group) for name in first.served},
         meets=sum(r.meets_alpha for r in group),
     )
+
+
+def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[Result]) -> list[str]:
+    """The comparison, for people: a block per alpha, yardsticks included."""
+    means = table.accuracies.mean(axis=0)
+    joules = table.joules.mean(axis=0)
+    models = ", ".join(
+        f"{name} {accuracy:.3f} at {cost:.4g} J"
+        for name, accuracy, cost in zip(table.names, means.tolist(), joules.tolist(), strict=True)
+    )
+    orders = "its own order" if config.orders is None else f"{config.orders} orders"
+    text = [
+        f"{len(table.requests)} requests, {orders}, seed {config.seed}; "
+        f"predictor {config.predictor}, learning from {config.learn}, window {config.window}",
+        f"models: {models}",
+    ]
+    if table.left_out:
+        text.append(f"{table.left_out} incomplete requests left out")
+    summed = lines(results)
+    for alpha in dict.fromkeys(line.alpha for line in summed):
+        static = line_of([static_mix(table, alpha)])
+        block = [line for line in summed if line.alpha == alpha]
+        rows = [_HEADER + [_short(name) for name in table.names]]
+        rows += [_cells_of(line, static) for line in (*block, static)]
+        text += ["", f"alpha {alpha:.4f}", *_aligned(rows)]
+    text += [
+        "",
+        "J billed: joules per request, every model of every exploration included; J paper: an exploration "
+        "counts as its served model only.",
+        "static: the cheapest request-blind mix in hindsight; oracle: the linear programme that knows every "
+        "outcome. Both are bounds to compare with, not policies to run.",
+    ]
+    return text
+
+
+_HEADER = ["policy", "V", "c", "accuracy", "J billed", "J paper", "of static", "meets", "explored"]
+
+
+def _cells_of(line: Line, static: Line) -> list[str]:
+    accuracy = f"{line.accuracy:.4f}" + (
+        f" ± {line.accuracy_deviation:.4f}" if line.accuracy_deviation else ""
+    )
+    billed = f"{line.billed_joules:.2f}" + (
+        f" ± {line.billed_deviation:.2f}" if line.billed_deviation else ""
+    )
+    auto = "auto" if line.policy == "mess+" else ""
+    return [
+        line.policy,
+        auto if line.v is None else f"{line.v:g}",
+        auto if line.c is None else f"{line.c:g}",
+        accuracy,
+        billed,
+        f"{line.paper_joules:.2f}",
+        f"{line.billed_joules / static.billed_joules:.2f}",
+        f"{line.meets}/{line.orders}",
+        f"{line.explorations:.0f}",
+        *(f"{share:.1%}" for share in line.shares.values()),
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -3,7 +3,7 @@
 The state is the truth and the output file is its projection. A window's rows, its events and the ledger are
 committed together; only then do the rows go to the output. After a crash the output is cut back to what is
 known to be on disk and written again from the rows the state kept. Knows nothing of models or the algorithm:
-it stores what it's given. The schema is documented in docs/state.md.
+it stores what it's given. docs/state.md documents the schema and says what is promised.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import os
 import socket
 import sqlite3
 import time
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from messcli.errors import StateBusy, StateError
-from messcli.outputs import STDOUT, Sink, open_sink
+from messcli.errors import StateBusy, StateError, UsageError
+from messcli.outputs import STDOUT, Sink, open_sink, sync_folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D455353  # "MESS": `file` and SQLite tools can tell what the database is
 
 SCHEMA = """
@@ -48,17 +50,27 @@ CREATE TABLE requests (
 
 -- Rows that aren't known to be on disk in the output yet; for standard output, all rows.
 CREATE TABLE rows (seq INTEGER PRIMARY KEY, output TEXT NOT NULL, line TEXT NOT NULL);
+CREATE INDEX rows_of_files ON rows (output) WHERE output <> '-';
 
--- Each output file: how much of it is known to be on disk.
+-- Each output: how much of it is known to be on disk.
 CREATE TABLE outputs (
     path TEXT PRIMARY KEY,          -- relative to the state file; '-' is standard output
     synced_bytes INTEGER NOT NULL,
-    synced_seq INTEGER NOT NULL     -- the last row in those bytes
+    synced_seq INTEGER NOT NULL,    -- the last row in those bytes; for standard output, the last one printed
+    open INTEGER NOT NULL DEFAULT 0 -- 1 while a run writes it, and after a crash: more bytes may follow
 ) WITHOUT ROWID;
 
 -- What the controller learnt: the last snapshot, and the events since then, to be folded in again.
 CREATE TABLE snapshot (one INTEGER PRIMARY KEY CHECK (one = 1), t INTEGER NOT NULL, data BLOB NOT NULL);
-CREATE TABLE events (t INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE events (t INTEGER PRIMARY KEY, data BLOB NOT NULL); -- a window's; t is its last request's
+
+-- The contract periods; meta's 'period' names the one that is open.
+CREATE TABLE periods (
+    name TEXT PRIMARY KEY,
+    opened TEXT NOT NULL,           -- UTC
+    horizon INTEGER,                -- how many requests it is expected to have; null when not named
+    requests INTEGER NOT NULL       -- routed in it
+) WITHOUT ROWID;
 
 -- Settings in force from request t on.
 CREATE TABLE settings (t INTEGER NOT NULL, time TEXT NOT NULL, value TEXT NOT NULL);
@@ -81,10 +93,27 @@ CREATE TABLE accounts (
 """
 
 # from version n to n + 1; a released version's schema is never edited, only migrated
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    # What predictors learnt under 1 can't be read any more: they learn anew; all that is finished, t, the
+    # queues and the ledger stay.
+    1: """
+    DELETE FROM snapshot;
+    DELETE FROM events;
+    CREATE INDEX rows_of_files ON rows (output) WHERE output <> '-';
+    ALTER TABLE outputs ADD COLUMN open INTEGER NOT NULL DEFAULT 0;
+    UPDATE outputs SET open = 1; -- not known any more: a crash may have left more
+    CREATE TABLE periods (
+        name TEXT PRIMARY KEY, opened TEXT NOT NULL, horizon INTEGER, requests INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO periods SELECT '', (SELECT min(time) FROM settings), NULL, (SELECT count(t) FROM requests)
+        WHERE EXISTS (SELECT 1 FROM settings);
+    INSERT INTO meta SELECT 'period', '""' FROM periods;
+    """,
+}
 
 SYNC_SECONDS = 1.0  # how much finished work a power cut may cost (a crash of the process costs none)
 SNAPSHOT_EVERY = 1000  # requests between snapshots
+_HEADER = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +145,8 @@ class Lock:
             try:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(self._handle, 200).decode("utf-8", "replace").strip() or "another process"
+                text = os.read(self._handle, 200).decode("utf-8", "replace")
+                holder = text.partition("\n")[0] or "another process"
                 os.close(self._handle)
                 if time.monotonic() >= deadline:
                     state = str(path).removesuffix(".lock")
@@ -129,15 +159,19 @@ class Lock:
             if self._is_current():
                 break
             os.close(self._handle)
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        # Written before it is cut, so that it is never seen empty.
+        os.ftruncate(self._handle, os.pwrite(self._handle, _holder(), 0))
+        # A forked child shares the lock, and may outlive us; an executed one doesn't (O_CLOEXEC).
+        ours = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _let_go(ours()))
 
     def _open(self) -> int:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StateError(
-                f"{self._path}: can't be created: {error.strerror}. Give a writable place with --state"
+                f"{self._path}: can't be created: {error.strerror}. Give --state (and the output) an existing, "
+                "writable folder"
             ) from None
 
     def _is_current(self) -> bool:
@@ -148,7 +182,22 @@ class Lock:
 
     def release(self) -> None:
         self._path.unlink(missing_ok=True)
-        os.close(self._handle)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close without touching the file: a child's part."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def _holder() -> bytes:
+    return f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+
+
+def _let_go(lock: Lock | None) -> None:
+    if lock:
+        lock.drop()
 
 
 class State:
@@ -168,34 +217,54 @@ class State:
         self.name = str(path) if path else "the temporary state"
         self._lock = Lock(path.with_name(path.name + ".lock"), wait_seconds) if path else None
         self._sink: Sink | None = None
-        self._output = ""
+        self._output = self._output_name = ""
+        self._registered_seq = 0  # the last row before the output's first
+        self._marked_open = False  # the state says that the output is being written
+        self._unsynced: list[int] = []  # rows of the sink that aren't safe yet
+        self._synced_rows = 0  # rows of the sink that are
         self._last_sync = time.monotonic()
-        self._since_snapshot = 0
         try:
             with self._faults():
                 self._db = self._connect()
                 self._next_seq = self._scalar("SELECT coalesce(max(seq), 0) + 1 FROM requests")
-                self._since_snapshot = self._scalar("SELECT count(*) FROM events")
+                self._since_snapshot = self._scalar(
+                    "SELECT coalesce((SELECT max(t) FROM events) - coalesce((SELECT t FROM snapshot), 0), 0)"
+                )
+                self._period = self.meta("period")
         except BaseException:
             if self._lock:
                 self._lock.release()
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        if self.path and self.path.exists() and self.path.stat().st_size:
+        is_new = self.path is not None and not self.path.exists()
+        if self.path and not is_new:
+            if not self.path.is_file():
+                raise StateError(f"{self.path}: is no regular file. Name another with --state")
             with self.path.open("rb") as handle:
-                if handle.read(16) != b"SQLite format 3\0":
-                    raise StateError(
-                        f"{self.path}: is no messcli state (or a damaged one); nothing was changed. "
-                        "Name another file with --state"
-                    )
+                header = handle.read(len(_HEADER))
+            if header not in (b"", _HEADER):
+                raise StateError(
+                    f"{self.path}: is no messcli state, or a damaged one; it was left as it is. Name another "
+                    "file with --state, or restore this one from a copy"
+                )
         db = sqlite3.connect(str(self.path) if self.path else "", isolation_level=None)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        if self.path and is_new:
+            sync_folder(self.path)
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         application = db.execute("PRAGMA application_id").fetchone()[0]
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and application != APPLICATION_ID:
+        if application != APPLICATION_ID and (tables or application or version):
             raise StateError(
-                f"{self.path}: is a database of another program; nothing was changed. "
+                f"{self.path}: is a database of another program; it was left as it is. "
                 "Name another file with --state"
             )
         if version > SCHEMA_VERSION:
@@ -204,16 +273,16 @@ class State:
                 f"{SCHEMA_VERSION}). Upgrade messcli, or name another file with --state"
             )
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA cache_size = -16000")  # 16 MB, however large the state grows
-        if not tables:
-            script = (
-                f"{SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; PRAGMA application_id = {APPLICATION_ID};"
+        if application != APPLICATION_ID:
+            db.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; "
+                f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
             )
-            db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
-        for step in range(version if tables else SCHEMA_VERSION, SCHEMA_VERSION):
+            return
+        for step in range(version, SCHEMA_VERSION):
             db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
-        return db
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -222,12 +291,14 @@ class State:
             yield
         except sqlite3.DatabaseError as error:
             raise StateError(self._explain(error)) from error
+        except (zlib.error, UnicodeDecodeError) as error:
+            raise self._damaged(str(error)) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
             raise StateError(
-                f"{self._output or self.name}: {error.strerror}. Nothing that was finished is lost: "
-                "make room and run the same command again"
+                f"{self._output or self.name}: {error.strerror or error}. Nothing that was finished is lost: "
+                "mend that and run the same command again"
             ) from error
 
     def _explain(self, error: sqlite3.DatabaseError) -> str:
@@ -235,14 +306,21 @@ class State:
         again = "Nothing that was finished is lost: run the same command again"
         if "full" in text:
             return f"{self.name}: the disk is full. {again} when there is room"
-        if "malformed" in text or "not a database" in text or "disk image" in text:
-            return (
-                f"{self.name}: is damaged ({text}) and was left as it is. Restore it from a copy, try "
-                f"`sqlite3 {self.name} .recover`, or route anew with another --state"
-            )
+        # a key that is finished isn't asked for again: where it comes up twice, its index is broken
+        broken = isinstance(error, sqlite3.IntegrityError)
+        if broken or any(word in text for word in ("malformed", "not a database", "disk image", "no such")):
+            return str(self._damaged(text))
         if "readonly" in text or "unable to open" in text:
             return f"{self.name}: can't be written ({text}). Give a writable place with --state"
+        if "locked" in text:
+            return f"{self.name}: another program is writing to it ({text}). {again} when it has ended"
         return f"{self.name}: {text}. {again}"
+
+    def _damaged(self, how: str) -> StateError:
+        return StateError(
+            f"{self.name}: is damaged ({how}) and was left as it is. Restore it from a copy, try "
+            f"`sqlite3 {self.name} .recover`, or route anew with another --state and output"
+        )
 
     def _scalar(self, query: str, *arguments: Any) -> Any:
         row = self._db.execute(query, arguments).fetchone()
@@ -267,21 +345,69 @@ class State:
     def meta(self, name: str) -> Any:
         """A stored setting, or None."""
         with self._faults():
-            value = self._scalar("SELECT value FROM meta WHERE name = ?", name)
-        return None if value is None else json.loads(value)
+            return self._plain(self._scalar("SELECT value FROM meta WHERE name = ?", name))
 
     def set_meta(self, name: str, value: Any) -> None:
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value, sort_keys=True)))
+            self._set_meta(db, name, value)
 
-    def record_settings(self, t: int, value: Mapping[str, Any]) -> None:
-        """Note that `value` is in force from request `t` on, unless it was already."""
-        text = json.dumps(value, sort_keys=True)
+    @staticmethod
+    def _set_meta(db: sqlite3.Connection, name: str, value: Any) -> None:
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value, sort_keys=True)))
+
+    def _plain(self, text: str | None) -> Any:
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def settings(self) -> dict[str, Any] | None:
+        """The settings last in force; None in a new state."""
+        with self._faults():
+            text = self._scalar("SELECT value FROM settings ORDER BY rowid DESC LIMIT 1")
+        settings: dict[str, Any] | None = self._plain(text)
+        return settings
+
+    def change(
+        self, t: int, settings: Mapping[str, Any], snapshot: bytes, accounts: Iterable[Sequence[Any]]
+    ) -> None:
+        """Put `settings` in force from request `t` on, with what was learnt until then and the ledger.
+
+        The period that `settings` names is opened, or opened again.
+        """
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        period, horizon = settings["period"], settings["horizon"]
         with self._transaction() as db:
-            last = db.execute("SELECT value FROM settings ORDER BY rowid DESC LIMIT 1").fetchone()
-            if last is None or last[0] != text:
-                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                db.execute("INSERT INTO settings VALUES (?, ?, ?)", (t, now, text))
+            db.execute(
+                "INSERT INTO settings VALUES (?, ?, ?)", (t, now, json.dumps(settings, sort_keys=True))
+            )
+            db.execute(
+                "INSERT INTO periods VALUES (?, ?, ?, 0) "
+                "ON CONFLICT DO UPDATE SET horizon = excluded.horizon",
+                (period, now, horizon),
+            )
+            self._set_meta(db, "period", period)
+            self._put_accounts(db, accounts)
+            self._put_snapshot(db, t - 1, snapshot)
+        self._since_snapshot = 0
+        self._period = period
+
+    def period(self, name: str) -> tuple[int | None, int] | None:
+        """(horizon, requests routed) of a contract period; None when it was never opened."""
+        with self._faults():
+            row: tuple[int | None, int] | None = self._db.execute(
+                "SELECT horizon, requests FROM periods WHERE name = ?", (name,)
+            ).fetchone()
+        return row
+
+    def accounts(self, period: str) -> list[tuple[Any, ...]]:
+        """The rows of the accounts table of one period."""
+        with self._faults():
+            return self._db.execute("SELECT * FROM accounts WHERE period = ?", (period,)).fetchall()
+
+    @staticmethod
+    def _put_accounts(db: sqlite3.Connection, accounts: Iterable[Sequence[Any]]) -> None:
+        db.executemany("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", accounts)
 
     # ---- what is finished ------------------------------------------------------------------------
 
@@ -296,10 +422,16 @@ class State:
         """How many lines are finished."""
         return int(self._next_seq) - 1
 
+    @property
+    def t(self) -> int:
+        """The number of the last request."""
+        with self._faults():
+            return int(self._scalar("SELECT t FROM requests WHERE t > 0 ORDER BY seq DESC LIMIT 1") or 0)
+
     def commit(
         self,
         done: Sequence[Done],
-        events: Iterable[tuple[int, bytes]],
+        events: Sequence[bytes],
         *,
         energy: Mapping[tuple[str, str, str], tuple[float, int]],
         accounts: Iterable[Sequence[Any]] = (),
@@ -309,14 +441,18 @@ class State:
 
         Args:
             done: the window's lines, in input order.
-            events: (t, data) of each request, to be folded in again when the state is opened.
+            events: of the window's requests, to be folded in again together when the state is opened.
             energy: joules and requests to add, by (model, kind, meter).
             accounts: rows of the accounts table that changed.
             snapshot: everything learnt so far; it replaces all events.
         """
         first = self._next_seq
-        t = max((row.t for row in done if row.t is not None), default=0)
-        with self._transaction() as db:
+        routed = [row.t for row in done if row.t is not None]
+        # The first commit to an output says that it is being written, before it is.
+        opening = self._sink is not None and not self._marked_open
+        with self._transaction(durable=opening and self._output != STDOUT) as db:
+            if opening:
+                self._mark_open(db)
             db.executemany(
                 "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -328,20 +464,24 @@ class State:
                 ],
             )  # fmt: skip
             if self.path and self._sink:
+                name = self._output_name
                 db.executemany(
                     "INSERT INTO rows VALUES (?, ?, ?)",
-                    [(seq, self._output_name(self._output), row.line) for seq, row in enumerate(done, first)],
+                    [(seq, name, row.line) for seq, row in enumerate(done, first)],
                 )
-            if self.path and snapshot is None:
-                db.executemany(
-                    "INSERT INTO events VALUES (?, ?)", [(t, zlib.compress(e, 1)) for t, e in events]
+            if routed and snapshot is not None:
+                self._put_snapshot(db, routed[-1], snapshot)
+            elif routed and self.path:
+                data = zlib.compress(b"\n".join(events), 1)
+                db.execute("INSERT INTO events VALUES (?, ?)", (routed[-1], data))
+            if routed:
+                db.execute(
+                    "UPDATE periods SET requests = requests + ? WHERE name = ?", (len(routed), self._period)
                 )
             self._add_energy(db, energy)
-            db.executemany("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", accounts)
-            if snapshot is not None:
-                self._put_snapshot(db, t, snapshot)
+            self._put_accounts(db, accounts)
         self._next_seq += len(done)
-        self._since_snapshot += len(done)
+        self._since_snapshot = 0 if snapshot is not None else self._since_snapshot + len(routed)
         if self._sink:
             with self._faults():
                 self._sink.write([row.line for row in done])
@@ -351,29 +491,24 @@ class State:
 
     @property
     def wants_snapshot(self) -> bool:
-        """Whether the next commit should carry a snapshot. Depends on what was committed, not on time."""
+        """Whether the next commit should carry a snapshot."""
         return self.path is not None and self._since_snapshot >= SNAPSHOT_EVERY
 
-    def _put_snapshot(self, db: sqlite3.Connection, t: int, data: bytes) -> None:
+    @staticmethod
+    def _put_snapshot(db: sqlite3.Connection, t: int, data: bytes) -> None:
         db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?)", (t, zlib.compress(data, 1)))
         db.execute("DELETE FROM events")
-        self._since_snapshot = 0
 
-    def put_snapshot(self, t: int, data: bytes) -> None:
-        """Store everything learnt so far; it replaces all events."""
-        with self._transaction() as db:
-            self._put_snapshot(db, t, data)
-
-    def learnt(self) -> tuple[bytes | None, Iterator[bytes]]:
-        """The last snapshot (None: there is none), and the events since, in order."""
+    def learnt(self) -> tuple[bytes | None, Iterator[list[bytes]]]:
+        """The last snapshot (None: there is none), and the windows of events since, in order."""
         with self._faults():
             data = self._scalar("SELECT data FROM snapshot")
-        return (None if data is None else zlib.decompress(data)), self._events()
+            return (None if data is None else zlib.decompress(data)), self._events()
 
-    def _events(self) -> Iterator[bytes]:
+    def _events(self) -> Iterator[list[bytes]]:
         with self._faults():
             for (data,) in self._db.execute("SELECT data FROM events ORDER BY t"):
-                yield zlib.decompress(data)
+                yield zlib.decompress(data).split(b"\n")
 
     def add_energy(self, energy: Mapping[tuple[str, str, str], tuple[float, int]]) -> None:
         """Add joules that belong to no request (overhead of starting and ending)."""
@@ -403,50 +538,84 @@ class State:
             MessError: the file holds something that isn't this state's, or lacks finished rows.
         """
         self._output = output
-        name = self._output_name(output)
+        self._output_name = name = self._name_of(output)
         with self._faults():
             row = self._db.execute(
-                "SELECT synced_bytes, synced_seq FROM outputs WHERE path = ?", (name,)
+                "SELECT synced_bytes, synced_seq, open FROM outputs WHERE path = ?", (name,)
             ).fetchone()
         if row is None and output != STDOUT and _size(output):
             raise StateError(
                 f"{output}: has rows that {self.name} knows nothing of. Move it away, or give the --state that "
                 "it was written with"
             )
-        synced_bytes, synced_seq = row or (0, 0)
-        self._unsynced: list[int] = []
-        self._synced_rows = 0
+        synced_bytes, synced_seq, is_open = row or (0, self._next_seq - 1, 0)
+        self._registered_seq = synced_seq
+        self._marked_open = bool(is_open)
+        self._unsynced, self._synced_rows = [], 0
         with self._faults():
-            self._sink = open_sink(output, synced_bytes)
-            missing = self._db.execute(
-                "SELECT seq, line FROM rows WHERE output = ? AND seq > ? ORDER BY seq", (name, synced_seq)
-            )
+            self._sink = open_sink(output, synced_bytes, torn=bool(is_open))
+            missing = self._missing(name, synced_seq)
             while batch := missing.fetchmany(1000):
-                self._sink.write([line for _, line in batch])
                 self._unsynced.extend(seq for seq, _ in batch)
-        self.sync(durable=True)
+                self._sink.write([line for _, line in batch])
+        if self._unsynced:
+            self.sync(durable=True)
 
-    def _output_name(self, output: str) -> str:
+    def _missing(self, name: str, synced_seq: int) -> sqlite3.Cursor:
+        # Each by the index that serves it: rows of standard output are many, and kept.
+        which = "output = '-'" if name == STDOUT else "output = ? AND output <> '-'"
+        names = () if name == STDOUT else (name,)
+        return self._db.execute(
+            f"SELECT seq, line FROM rows WHERE {which} AND seq > ? ORDER BY seq",  # noqa: S608  # no input in it
+            (*names, synced_seq),
+        )
+
+    def _mark_open(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "INSERT INTO outputs VALUES (?, 0, ?, 1) ON CONFLICT DO UPDATE SET open = 1",
+            (self._output_name, self._registered_seq),
+        )
+        self._marked_open = True
+
+    def _name_of(self, output: str) -> str:
         if output == STDOUT or self.path is None:
             return output
-        return os.path.relpath(Path(output).resolve(), self.path.resolve().parent)
+        path = Path(output).resolve()
+        state = self.path.resolve()
+        if path in (state, *(state.with_name(state.name + end) for end in (".lock", "-wal", "-shm"))):
+            raise UsageError(f"{output}: is the state's own file. Give the output another name")
+        return os.path.relpath(path, state.parent)
 
-    def sync(self, *, durable: bool) -> None:
-        """Note how much of the output is safe, and forget the rows kept for it."""
+    def sync(self, *, durable: bool, ended: bool = False) -> None:
+        """Note how much of the output is safe, and forget the rows kept for it.
+
+        Args:
+            durable: wait for the disk.
+            ended: nothing more will be written: from now on a longer file is somebody else's doing.
+        """
         if self._sink is None:
             return
         with self._faults():
             size, rows = self._sink.sync()
         fresh = rows - self._synced_rows
+        # with rows held back for a whole gzip member, more is to be written
+        closes = ended and self._marked_open and fresh == len(self._unsynced) and self._output != STDOUT
         with self._transaction(durable=durable) as db:
-            name = self._output_name(self._output)
+            name = self._output_name
             if fresh:
                 last = self._unsynced[fresh - 1]
-                db.execute("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", (name, size, last))
+                db.execute(
+                    "UPDATE outputs SET synced_bytes = ?, synced_seq = ? WHERE path = ?",
+                    (size, last, name),
+                )
                 if self._output != STDOUT:
-                    db.execute("DELETE FROM rows WHERE output = ? AND seq <= ?", (name, last))
-            else:
-                db.execute("INSERT OR IGNORE INTO outputs VALUES (?, 0, 0)", (name,))
+                    db.execute(
+                        "DELETE FROM rows WHERE output = ? AND output <> '-' AND seq <= ?", (name, last)
+                    )
+            if closes:
+                db.execute("UPDATE outputs SET open = 0 WHERE path = ?", (name,))
+        if closes:
+            self._marked_open = False
         del self._unsynced[:fresh]
         self._synced_rows = rows
         if durable:
@@ -457,14 +626,30 @@ class State:
         if self._sink:
             with self._faults():
                 self._sink.finish()
-        self.sync(durable=True)
+        self.sync(durable=True, ended=True)
 
-    def rows(self, output: str | None = None) -> Iterator[str]:
-        """The rows the state still keeps: all of them for standard output, for a file those not yet on disk."""
+    def suspend(self) -> None:
+        """The run ends before its input does: wait for the disk."""
+        self.sync(durable=True, ended=True)
+
+    def rows(self, output: str = STDOUT) -> Iterator[str]:
+        """The rows the state still keeps: all of standard output's, of a file's those not known to be on disk."""
         with self._faults():
-            query = "SELECT line FROM rows WHERE output = coalesce(?, output) ORDER BY seq"
-            for (line,) in self._db.execute(query, (output,)):
-                yield line
+            missing = self._missing(self._name_of(output), 0)
+            while batch := missing.fetchmany(1000):
+                for _, line in batch:
+                    yield line
+
+    def unfinished_outputs(self) -> list[tuple[str, int]]:
+        """Other files than the one that is open whose last rows aren't known to be on disk, and how many."""
+        if self.path is None:
+            return []
+        with self._faults():
+            rows = self._db.execute(
+                "SELECT output, count(*) FROM rows WHERE output <> '-' GROUP BY output"
+            ).fetchall()
+        folder = self.path.parent
+        return [(str(folder / name), count) for name, count in rows if name != self._output_name]
 
     # ---- ending ----------------------------------------------------------------------------------
 
@@ -482,6 +667,22 @@ class State:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def print_rows(path: Path, output: str, *, wait_seconds: float = 0.0) -> None:
+    """Print the rows that the state at `path` keeps of `output` to standard output.
+
+    Raises:
+        StateError: there is no such state, or it can't be read.
+        BrokenPipeError: the reader has gone.
+    """
+    if not path.exists():
+        raise StateError(f"{path}: no such file. Name the --state that the rows were routed with")
+    with State(path, wait_seconds=wait_seconds) as state:
+        sink = open_sink(STDOUT, 0, torn=False)
+        rows = state.rows(output)
+        while batch := list(islice(rows, 1000)):
+            sink.write(batch)
 
 
 def _size(output: str) -> int:

@@ -10,8 +10,9 @@ import math
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _LOAD_OWN_FIELD = {
     "weights_only": "allow_pickle",
 }
 _GENERATION_OWN_FIELD = {"max_new_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
+_ENGINES_SHARE = 0.9  # of a device's memory for all vLLM engines on it
 # what people write beside `path` and transformers takes elsewhere
 _BELONGS_IN = {
     **dict.fromkeys(
@@ -80,6 +82,15 @@ class ModelSpec:
     trust_remote_code: bool = False
     allow_pickle: bool = False  # False: safetensors only
     batch_size: int | None = None  # None: what the command line says, else chosen by memory
+    memory_share: float | None = None  # vllm: of its device's memory, key-value cache included
+    base_url: str | None = None  # openai: where the server is; `path` is the model's name there
+    api_key_env: str | None = None  # openai: the environment variable that holds the key
+    concurrency: int = 16  # openai: requests under way at a time
+    timeout: float = 600.0  # openai: seconds without a sign of an answer
+    joules: Mapping[str, float] = field(default_factory=dict)  # openai: request, prompt_token, output_token
+    calibration: str | None = None  # openai: a calibration.json made where the server runs
+    replicas: int = 1  # --engine ray: actors that run this model
+    resources: Mapping[str, float] = field(default_factory=dict)  # --engine ray: of one actor: CPU, GPU, ...
     load: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -246,6 +257,51 @@ def _watts(value: object) -> float:
     return float(value)
 
 
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise _BadValue(f"must be a share of the device's memory, above 0 and at most 1, not {_shown(value)}")
+    return float(value)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise _BadValue(f"must be a number of seconds above 0, not {_shown(value)}")
+    return float(value)
+
+
+def _url(value: object) -> str:
+    text = _string(value)
+    if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text) is None:
+        raise _BadValue(
+            f"must be a URL such as http://localhost:8000/v1, without key or password, not {_shown(text)}"
+        )
+    return text
+
+
+def _variable(value: object) -> str:
+    text = _string(value)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is None:
+        raise _BadValue("must be the name of an environment variable. The key itself has no place in a file")
+    return text
+
+
+def _numbers(*known: str) -> Callable[[object], dict[str, float]]:
+    """A table of numbers of at least 0, not all of them 0; of any names where none are given."""
+
+    def check(value: object) -> dict[str, float]:
+        table = _table(value)
+        for key, number in table.items():
+            if known and key not in known:
+                raise _BadValue(f"holds {key}: known are {', '.join(known)}")
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 0:
+                raise _BadValue(f"holds {key} = {_shown(number)}: must be a number of at least 0")
+        if known and not any(table.values()):
+            raise _BadValue("must have a number above 0")
+        return {key: float(number) for key, number in table.items()}
+
+    return check
+
+
 def _device(value: object) -> str:
     text = _string(value)
     if _DEVICE.fullmatch(text) is None:
@@ -316,11 +372,21 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "trust_remote_code": _boolean,
     "allow_pickle": _boolean,
     "batch_size": _count,
+    "memory_share": _share,
+    "base_url": _url,
+    "api_key_env": _variable,
+    "concurrency": _count,
+    "timeout": _seconds,
+    "joules": _numbers("request", "prompt_token", "output_token"),
+    "calibration": _string,
+    "replicas": _count,
+    "resources": _numbers(),
     "load": _without(_LOAD_OWN_FIELD),
     "tokenizer": _without(_LOAD_OWN_FIELD),
     "generation": _without(_GENERATION_OWN_FIELD),
     "chat_options": _table,
 }
+_SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "calibration"}
 _SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string}
 _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {"cpu_watts": _watts}
 _TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
@@ -349,6 +415,7 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
         seen.add(model.name)
         models.append(model)
 
+    models = _with_memory_shares(models)
     sla = _fields(document.get("sla", {}), _SLA_FIELDS, f"{file}: [sla]")
     plans = _sub_table(document.get("plans", {}), f"{file}: [plans]")
     description = document.get("description")
@@ -365,6 +432,21 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
     )
 
 
+def _with_memory_shares(models: list[ModelSpec]) -> list[ModelSpec]:
+    """Engines that take their memory up front get equal parts of what the others on their device leave."""
+    engines = [model for model in models if model.backend == "vllm"]
+    taken, unsaid = defaultdict[str, float](float), defaultdict[str, int](int)
+    for model in engines:
+        taken[model.device] += model.memory_share or 0.0
+        unsaid[model.device] += model.memory_share is None
+    return [
+        replace(model, memory_share=max(0.01, (_ENGINES_SHARE - taken[model.device]) / unsaid[model.device]))
+        if model in engines and model.memory_share is None
+        else model
+        for model in models
+    ]
+
+
 def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:
     name = table.get("name")
     where = f'{file}: model "{name}"' if _is_name(name) else f"{file}: model {number}"
@@ -373,7 +455,17 @@ def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:
         if required not in fields:
             raise ZooError(f"{where}: {required}: missing. Every [[models]] table needs name and path")
     written = fields.pop("path")
-    return ModelSpec(**fields, path=_resolve(written, file), path_written=written)
+    served = fields.get("backend") == "openai"
+    if served and "base_url" not in fields:
+        raise ZooError(
+            f"{where}: base_url: missing. Say where the server is, such as http://localhost:8000/v1"
+        )
+    if not served and (needless := sorted(_SERVED_FIELDS & fields.keys())):
+        raise ZooError(f'{where}: {needless[0]}: only a model with backend = "openai" has one. Remove it')
+    if "calibration" in fields:
+        fields["calibration"] = os.fspath(file.parent / Path(fields["calibration"]).expanduser())
+    path = written if served else _resolve(written, file)  # a server's name for a model is no path of ours
+    return ModelSpec(**fields, path=path, path_written=written)
 
 
 def _resolve(written: str, file: Path) -> str:

@@ -3,7 +3,7 @@
  * The file named by NVML_STUB is read at every call, so that a test can change the world under a running
  * program. Lines: "cards N", "watts CARD MEAN SWING CYCLE_SECONDS" (a sine around the mean),
  * "tick SECONDS" (of the counter), "offset CARD MILLIJOULES", "frozen CARD MILLIJOULES", "name CARD NAME",
- * "mig CARD 0|1", "pid CARD PID" (repeatable), "error FUNCTION CODE" and "field_error CODE".
+ * "driver VERSION", "mig CARD 0|1", "pid CARD PID" (repeatable), "error FUNCTION CODE" and "field_error CODE".
  * Energy is the exact integral of the watts from the origin of CLOCK_MONOTONIC. */
 #include <math.h>
 #include <stdio.h>
@@ -73,6 +73,10 @@ static void uuid_of(int card, char *text, unsigned size) {
 
 EXPORT(nvmlInitWithFlags, unsigned flags) return 0; }
 EXPORT(nvmlShutdown, void) return 0; }
+EXPORT(nvmlSystemGetDriverVersion, char *text, unsigned size)
+    char version[64] = "580.1";
+    look("driver", -1, "%63s", version, NULL, NULL, 0);
+    snprintf(text, size, "%s", version); return 0; }
 EXPORT(nvmlDeviceGetCount_v2, unsigned *n) *n = count(); return 0; }
 EXPORT(nvmlDeviceGetHandleByIndex_v2, unsigned index, void **device)
     if ((int)index >= count()) return 2;

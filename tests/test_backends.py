@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,10 @@ from tiny_models import WORDS, save_bart, save_llama, save_t5
 
 from messcli.backends import BACKENDS, create
 from messcli.backends.transformers import TransformersBackend
-from messcli.errors import ModelError, ZooError
+from messcli.energy import EnergyLedger, Meter
+from messcli.errors import ModelError, ModelTooLarge, ZooError
+from messcli.metrics import load_metric
+from messcli.outcomes import Live
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -24,7 +28,8 @@ torch.set_num_threads(1)
 
 SAVERS = {"llama": save_llama, "t5": save_t5, "bart": save_bart}
 # a backend joins the conformance suite with the checkpoints that it can run
-RUNS = {"transformers": ("llama", "t5", "bart")}
+# (a server and an engine are too slow for that: test_openai.py and test_vllm.py have theirs)
+RUNS: dict[str, tuple[str, ...]] = {"transformers": ("llama", "t5", "bart"), "openai": (), "vllm": ()}
 
 
 @pytest.fixture(scope="session")
@@ -608,3 +613,193 @@ def test_loading_and_answering_write_nothing_to_the_terminal(folders, capfd, cap
     out, err = capfd.readouterr()
     assert out == ""
     assert err == ""
+
+
+# --- several models: memory, devices, order ---
+
+
+class Fake:
+    """A backend that answers at once and keeps a log; `too_large` says how many may be in memory with it."""
+
+    occupies_memory = True
+    context_length = None
+
+    def __init__(
+        self, name: str, log: list[str], device: str = "cpu", room: Any = None, wait: Any = None
+    ) -> None:
+        self.spec = ModelSpec(name=name, path="x", device=device)
+        self.devices = (device,)
+        self.loaded = False
+        self._log, self._room, self._wait = log, room, wait
+
+    def load(self) -> None:
+        if self.loaded:
+            return
+        if self._room is not None and not self._room():
+            raise ModelTooLarge("no memory")
+        self._log.append(f"+{self.spec.name}")
+        self.loaded = True
+
+    def unload(self) -> None:
+        if self.loaded:
+            self._log.append(f"-{self.spec.name}")
+        self.loaded = False
+
+    def prompt_tokens(self, request: Request) -> int:
+        return 1
+
+    def plan(self, many: Any) -> list[list[int]]:
+        return [[index] for index in range(len(many))]
+
+    def generate(self, batch: Any) -> list[Generation]:
+        assert self.loaded
+        if self._wait is not None:
+            self._wait()
+        self._log.append(self.spec.name)
+        return [Generation(f"{self.spec.name} {request.id}", 1, 1) for request in batch]
+
+
+class Ticking:
+    """A counter that gains a joule at each reading."""
+
+    kind, provenance, period, partitioned = "nvml", "ticks", 0.0, False
+
+    def __init__(self) -> None:
+        self.joules = 0.0
+
+    def read(self) -> float:
+        self.joules += 1.0
+        return self.joules
+
+    def warnings(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        return
+
+
+def live(backends: list[Fake], **options: Any) -> Live:
+    devices = sorted({device for fake in backends for device in fake.devices})
+    counters = {device: Ticking() for device in devices}
+    meter = Meter(counters, {device: (device,) for device in devices})
+    return Live(backends, EnergyLedger(meter), load_metric("exact"), **options)
+
+
+def ask(source: Live, *models: int) -> list[str]:
+    """One window: a request for each of `models`; what was answered."""
+    asked = [(Request(id=f"r{position}", prompt="p"), (m,)) for position, m in enumerate(models)]
+    return [str(outcome[m].output) for outcome, m in zip(source.query(asked), models, strict=True)]
+
+
+def zoo_of(log: list[str], *names: str, **options: Any) -> list[Fake]:
+    return [Fake(name, log, **options) for name in names]
+
+
+def test_everything_stays_loaded_where_there_is_room():
+    log: list[str] = []
+    source = live(zoo_of(log, "a", "b", "c"))
+    assert ask(source, 2, 0, 1, 0) == ["c r0", "a r1", "b r2", "a r3"]
+    assert log == ["+a", "+b", "+c", "a", "a", "b", "c"]
+    ask(source, 0, 2)
+    assert log[7:] == ["a", "c"]
+    source.close()
+    assert log[9:] == ["-a", "-b", "-c"]
+
+
+def test_the_least_recently_used_model_makes_room():
+    log: list[str] = []
+    source = live(zoo_of(log, "a", "b", "c"), max_loaded=2)
+    ask(source, 0)
+    ask(source, 1)
+    ask(source, 0)
+    log.clear()
+    ask(source, 2)
+    assert log == ["-b", "+c", "c"]
+
+
+@pytest.mark.parametrize(("most", "loads"), [(1, 2), (2, 1), (3, 0)])
+def test_a_window_begins_with_what_the_last_one_left_in_memory(most, loads):
+    log: list[str] = []
+    source = live(zoo_of(log, "a", "b", "c"), max_loaded=most)
+    first = ask(source, 0, 1, 2)
+    for _ in range(5):
+        log.clear()
+        assert ask(source, 0, 1, 2) == first  # whatever the order they ran in
+        assert sum(entry.startswith("+") for entry in log) == loads
+        in_memory = most
+        for entry in log:
+            in_memory += {"+": 1, "-": -1}.get(entry[0], 0)
+            assert in_memory <= most
+
+
+def test_models_that_do_not_fit_together_take_turns():
+    log: list[str] = []
+    fakes = zoo_of(log, "a", "b", "c")
+    for fake in fakes:
+        fake._room = lambda: sum(other.loaded for other in fakes) < 2
+    source = live(fakes)
+    assert ask(source, 0, 1, 2) == ["a r0", "b r1", "c r2"]
+    assert log == ["+a", "+b", "a", "b", "-a", "+c", "c"]
+    log.clear()
+    ask(source, 0, 1, 2)
+    assert log == ["b", "c", "-b", "+a", "a"]  # and no window tries again to load all three
+
+
+def test_a_model_that_fits_nowhere_ends_the_run():
+    source = live(zoo_of([], "a", room=lambda: False))
+    with pytest.raises(ModelTooLarge):
+        ask(source, 0)
+
+
+def test_preload_stays_within_max_loaded():
+    log: list[str] = []
+    live(zoo_of(log, "a", "b", "c"), max_loaded=2).load()
+    assert log == ["+a", "+b"]
+
+
+def test_models_on_different_devices_run_at_the_same_time():
+    log: list[str] = []
+    together = threading.Barrier(2, timeout=20)  # breaks unless both are in `generate`
+    fakes = [Fake(f"m{n}", log, device=f"cuda:{n}", wait=together.wait) for n in range(2)]
+    source = live(fakes)
+    assert ask(source, 1, 0) == ["m1 r0", "m0 r1"]
+    assert source.take_overhead().keys() == {"nvml"}
+
+
+def test_models_that_share_a_device_or_a_counter_take_turns():
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def wait() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.02)
+        with lock:
+            running -= 1
+
+    shared = [Fake(f"m{n}", [], device=f"cuda:{n}", wait=wait) for n in range(3)]
+    shared[0].devices = ("cuda:0", "cuda:1")
+    ask(live(shared), 0, 1, 0, 1)
+    assert most == 1
+    # cuda:2 has nothing in common with the others
+    ask(live(shared), 0, 1, 2, 2, 2, 2, 2)
+    assert most == 2
+    most = 0
+    one = Meter({"cpu": Ticking()}, {f"cuda:{n}": ("cpu",) for n in range(3)})
+    ask(Live(shared, EnergyLedger(one), load_metric("exact")), 0, 1, 2)
+    assert most == 1
+
+
+def test_the_error_that_is_told_does_not_depend_on_timing():
+    def fail() -> None:
+        raise ModelError("first")
+
+    def fail_sooner() -> None:
+        raise ModelError("second")
+
+    fakes = [Fake("a", [], "cuda:0", wait=fail), Fake("b", [], "cuda:1", wait=fail_sooner)]
+    for _ in range(20):
+        with pytest.raises(ModelError, match="first"):
+            ask(live(fakes), 1, 0)

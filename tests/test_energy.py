@@ -392,7 +392,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         meter_module.METERS, "rapl", meter_module._Kind("tests_energy_openers:open_rapl", devices=("cpu",))
     )
     module = ModuleType("tests_energy_openers")
-    module.open_rapl = lambda device, watts: RaplCounter(tmp_path)  # type: ignore[attr-defined]
+    module.open_rapl = lambda device, watts, others: RaplCounter(tmp_path)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tests_energy_openers", module)
     return tmp_path
 

@@ -1,14 +1,15 @@
 """What runs a model: the Backend protocol, and the table of backends.
 
-A backend knows one loaded model. It knows nothing of energy, metrics or routing: it plans batches,
-answers them, and says how long a prompt is to its model.
+A backend knows one model. It knows nothing of metrics or routing, and of energy only where its model's
+work isn't done in this process: it plans batches, answers them, and says how long a prompt is to its model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from messcli.errors import ZooError
 from messcli.records import Generation, Request
@@ -19,6 +20,11 @@ class Backend(Protocol):
     """One model. Construction is cheap; `load` does the work and may be called again after `unload`."""
 
     spec: ModelSpec
+
+    @property
+    def occupies_memory(self) -> bool:
+        """Whether `load` takes memory of this machine, so that --max-loaded counts it."""
+        ...
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -58,9 +64,78 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """One answer with its bill. None: unknown, never a guess."""
+
+    generation: Generation
+    joules: float | None
+    seconds: float | None
+    meter: str  # for the row's `meter`
+
+
+@runtime_checkable
+class SelfMetered(Protocol):
+    """A Backend whose joules no counter of this process can read: it is metered where it runs, or reckoned.
+
+    It shares its requests out by itself, and overlaps with anything.
+    """
+
+    def fitting(self, requests: Sequence[Request]) -> list[bool]:
+        """Which of `requests` the model can take now."""
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> list[Billed]:
+        """Answer `requests`, in order, at whatever pace. Errors are those of `Backend.generate`."""
+        ...
+
+    def take_overhead(self) -> Mapping[str, float]:
+        """Joules since last taken that belong to no request, by meter."""
+        ...
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know of since last taken, one line each."""
+        ...
+
+
+@runtime_checkable
+class OtherProcesses(Protocol):
+    """A Backend whose model computes in other processes of this machine."""
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that aren't in this process's count, so far. Raises MeterError where they can't be seen."""
+        ...
+
+
+def fitting(backend: Backend, requests: Sequence[Request]) -> list[bool]:
+    """Which of `requests` leave room for an answer in the model's context."""
+    if isinstance(backend, SelfMetered):
+        return backend.fitting(requests)
+    limit = backend.context_length
+    if limit is None:
+        return [True] * len(requests)
+    return [backend.prompt_tokens(request) <= limit for request in requests]
+
+
+@runtime_checkable
+class Exact(Protocol):
+    """A backend that can be made to work on exact lengths: what `messcli calibrate` needs."""
+
+    def generate_exactly(
+        self, prompt_tokens: int, output_tokens: int, batch_size: int
+    ) -> Sequence[Generation]:
+        """Answer `batch_size` made-up prompts of `prompt_tokens` tokens with exactly `output_tokens` each.
+
+        The work is that of `generate`: the same batch, decoding and synchronisation. Raises ModelError.
+        """
+        ...
+
+
 # name in zoo.toml -> module:class; heavy libraries load only with the backend that needs them
 BACKENDS = {
+    "openai": "messcli.backends.openai:OpenAIBackend",
     "transformers": "messcli.backends.transformers:TransformersBackend",
+    "vllm": "messcli.backends.vllm:VllmBackend",
 }
 
 

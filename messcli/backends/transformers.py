@@ -16,6 +16,7 @@ import difflib
 import gc
 import hashlib
 import os
+import random
 import re
 import secrets
 import threading
@@ -30,7 +31,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from messcli.errors import ModelError
+from messcli.errors import ModelError, ModelTooLarge
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -64,6 +65,10 @@ class TransformersBackend:
         self._token_budget: int | None = None  # rows x tokens that a batch may take, learnt from running out
 
     # --- loading ---
+
+    @property
+    def occupies_memory(self) -> bool:
+        return True
 
     @property
     def loaded(self) -> bool:
@@ -109,7 +114,7 @@ class TransformersBackend:
                 "Get a complete checkpoint",
             )
         model.eval()
-        self._generation_config = self._generation_options(model)
+        self._generation_config = self._generation_options(model.generation_config)
         # generate() fills what is None in ours from the model's own, sampling temperature included
         model.generation_config = self._generation_config
         self._model = model
@@ -190,14 +195,14 @@ class TransformersBackend:
                 "Give quant_method and its options as transformers documents them",
             ) from error
 
-    def _generation_options(self, model: Any) -> Any:
-        """The model's own options under zoo.toml's; greedy unless zoo.toml says do_sample."""
+    def _generation_options(self, defaults: Any) -> Any:
+        """The checkpoint's own options under zoo.toml's; greedy unless zoo.toml says do_sample."""
         options = dict(self.spec.generation)
         tokenizer = self._tokenizer
         for own in _OWN_OPTIONS:
             if own in options:
                 raise self._error(f"generation.{own}: messcli sets this itself", "Remove it from zoo.toml")
-        config = copy.deepcopy(model.generation_config)
+        config = copy.deepcopy(defaults)
         if not options.get("do_sample"):
             useless = [key for key in _SAMPLING_OPTIONS if options.pop(key, 0)]
             if useless:
@@ -452,17 +457,7 @@ class TransformersBackend:
         Raises ModelError when the model can't be loaded or fails.
         """
         self.load()
-        answers: dict[int, Generation] = {}
-        prompts: dict[int, array[int]] = {}
-        limit = self.context_length
-        for index, request in enumerate(batch):
-            encoded = self._encode(request)
-            if isinstance(encoded, str):
-                answers[index] = Generation(None, 0, 0, error=encoded)
-            elif error := self._unanswerable(encoded, limit):
-                answers[index] = Generation(None, len(encoded), 0, error=error)
-            else:
-                prompts[index] = encoded
+        answers, prompts = self._prompts(batch)
         if self._generation_config.do_sample:
             chunks = [[index] for index in prompts]
         else:
@@ -484,10 +479,23 @@ class TransformersBackend:
             half = len(chunk) // 2
             self._token_budget = min(self._token_budget or longest * half, longest * half)
             chunks[:0] = [chunk[:half], chunk[half:]]
-        for device in self.devices:
-            if device.startswith("cuda"):
-                torch.cuda.synchronize(device)
+        self._synchronize()
         return [answers[index] for index in range(len(batch))]
+
+    def _prompts(self, batch: Sequence[Request]) -> tuple[dict[int, Generation], dict[int, array[int]]]:
+        """By index: answers of requests that can't be put to the model, and token ids of those that can."""
+        answers: dict[int, Generation] = {}
+        prompts: dict[int, array[int]] = {}
+        limit = self.context_length
+        for index, request in enumerate(batch):
+            encoded = self._encode(request)
+            if isinstance(encoded, str):
+                answers[index] = Generation(None, 0, 0, error=encoded)
+            elif error := self._unanswerable(encoded, limit):
+                answers[index] = Generation(None, len(encoded), 0, error=error)
+            else:
+                prompts[index] = encoded
+        return answers, prompts
 
     def _unanswerable(self, ids: array[int], limit: int | None) -> str | None:
         if not ids:
@@ -502,9 +510,57 @@ class TransformersBackend:
             "Lower max_new_tokens, quantize the model or give it a larger device"
         )
 
-    def _run(self, prompts: Sequence[array[int]], first: Request) -> list[list[int]] | None:
-        """Generated token ids per prompt, padding included; None when memory ran out."""
-        model, config = self._model, self._generation_config
+    def generate_exactly(
+        self, prompt_tokens: int, output_tokens: int, batch_size: int
+    ) -> Sequence[Generation]:
+        """See `messcli.backends.Exact`. Prompts are random tokens, the same ones for the same lengths.
+
+        Raises ModelError also when the batch doesn't fit into memory, or the model ends its answers earlier.
+        """
+        self.load()
+        prompts = self._random_prompts(prompt_tokens, batch_size)
+        config = copy.deepcopy(self._generation_config)
+        # no end token counts before the last position
+        config.update(min_new_tokens=output_tokens, max_new_tokens=output_tokens, stop_strings=None)
+        size = 1 if config.do_sample else batch_size
+        for start in range(0, batch_size, size):
+            request = Request(f"calibration {start}", "")
+            rows = self._run(prompts[start : start + size], request, config)
+            if rows is None:
+                _free_memory()
+                raise self._error(
+                    f"{size} prompts of {prompt_tokens} tokens with answers of {output_tokens} don't fit into memory",
+                    "Lower --batch-size, or --prompt-tokens",
+                )
+            if lengths := {len(row) for row in rows} - {output_tokens}:
+                raise self._error(
+                    f"answered with {lengths.pop()} tokens when it was to answer with {output_tokens}",
+                    "Choose other --output-tokens",
+                )
+        self._synchronize()
+        return [Generation("", prompt_tokens, output_tokens)] * batch_size
+
+    def _random_prompts(self, prompt_tokens: int, count: int) -> list[array[int]]:
+        tokenizer = self._tokenizer
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        known = min(len(tokenizer), self._model.get_input_embeddings().num_embeddings)
+        ordinary = [index for index in range(known) if index not in special]
+        rng = random.Random(prompt_tokens)  # noqa: S311  # drawn to be repeatable, not secret
+        return [array("l", rng.choices(ordinary, k=prompt_tokens)) for _ in range(count)]
+
+    def _synchronize(self) -> None:
+        for device in self.devices:
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+
+    def _run(
+        self, prompts: Sequence[array[int]], first: Request, config: Any = None
+    ) -> list[list[int]] | None:
+        """Generated token ids per prompt, padding included; None when memory ran out.
+
+        `config` None: the model's generation options.
+        """
+        model, config = self._model, config or self._generation_config
         width = max(len(ids) for ids in prompts)
         tokens = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -562,15 +618,15 @@ class TransformersBackend:
 
     # --- errors ---
 
-    def _error(self, what: str, cure: str) -> ModelError:
-        return ModelError(f'model "{self.spec.name}" ({self.spec.path}): {what}. {cure}')
+    def _error(self, what: str, cure: str, kind: type[ModelError] = ModelError) -> ModelError:
+        return kind(f'model "{self.spec.name}" ({self.spec.path}): {what}. {cure}')
 
     def _explained(self, error: Exception) -> ModelError:
         """What transformers or the hub raised while loading, in one line with a cure."""
         named = {type(cause).__name__ for cause in _causes(error)}
         text = str(error)
         if _is_out_of_memory(error):
-            return self._error("does not fit into memory", _cure_for(error))
+            return self._error("does not fit into memory", _cure_for(error), ModelTooLarge)
         if "GatedRepoError" in named:
             return self._error(
                 "the hub asks for its licence to be accepted",

@@ -7,10 +7,13 @@ totals. Knows nothing of models, metrics or routing: a call is a stretch of time
 
 from __future__ import annotations
 
-from messcli.energy.ledger import Bill, Call, EnergyLedger, split, token_weight
-from messcli.energy.meter import METERS, Counter, CounterReset, Meter, open_meter
+from messcli.energy.ledger import GROUP_PERIODS, Bill, Call, EnergyLedger, Weight, split, token_weight
+from messcli.energy.meter import AUTO, CPU, METERS, Counter, CounterReset, Meter, open_meter
 
 __all__ = [
+    "AUTO",
+    "CPU",
+    "GROUP_PERIODS",
     "METERS",
     "Bill",
     "Call",
@@ -18,6 +21,7 @@ __all__ = [
     "CounterReset",
     "EnergyLedger",
     "Meter",
+    "Weight",
     "open_meter",
     "split",
     "token_weight",

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from messcli.energy.meter import CounterReset, Heartbeat
@@ -153,12 +153,26 @@ class EstimateCounter:
         return
 
 
-def open_rapl(device: str, cpu_watts: float | None) -> RaplCounter:
+def open_rapl(device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]) -> RaplCounter:
     return RaplCounter()
 
 
-def open_estimate(device: str, cpu_watts: float | None) -> EstimateCounter:
-    return EstimateCounter(cpu_watts)
+def open_estimate(
+    device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]
+) -> EstimateCounter:
+    if not others:
+        return EstimateCounter(cpu_watts)
+    latest = 0.0
+
+    def seconds() -> float:
+        nonlocal latest
+        # a worker's seconds are nowhere for the moment between its end and the wait for it
+        latest = max(latest, cpu_seconds() + sum(other() for other in others))
+        return latest
+
+    counter = EstimateCounter(cpu_watts, seconds)
+    counter.provenance = counter.provenance.replace("this process", "this process and its models' servers")
+    return counter
 
 
 def _read(path: Path) -> str:

@@ -182,6 +182,15 @@ class EnergyLedger:
         """total - attributed: loading, learning, idle between windows and of devices that no call used."""
         return self.total - self.attributed
 
+    @property
+    def replays(self) -> bool:
+        """Whether joules come from a recorded table, whatever runs where."""
+        return self._meter.replays
+
+    def sources(self, devices: Sequence[str]) -> tuple[str, ...]:
+        """The counters that calls on `devices` draw on: calls that share one must not overlap."""
+        return self._meter.sources(devices)
+
     def take_overhead(self) -> dict[str, float]:
         """Joules of overhead since last taken, by kind of meter, after reading every counter.
 
@@ -197,6 +206,12 @@ class EnergyLedger:
             self._taken[source] += fresh
             taken[counter.kind] = taken.get(counter.kind, 0.0) + fresh
         return taken
+
+    def accounts(self) -> dict[str, tuple[float, float]]:
+        """By source, after reading it: joules since the meter was opened, and those of them that calls took."""
+        for source in self._meter.counters:
+            self._read(source)
+        return {source: (self._last[source], self._attributed[source]) for source in self._meter.counters}
 
     def take_warnings(self) -> list[str]:
         """What happened to counters since last taken, one line each."""

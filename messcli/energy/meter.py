@@ -92,9 +92,14 @@ class Heartbeat:
         self._thread.join()
 
 
+Others = Sequence[Callable[[], float]]  # each tells CPU seconds of other processes that run models
+_Options = tuple["float | None", Others]
+Opener = Callable[[str, "float | None", Others], Counter]  # (device, cpu_watts, others)
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    opener: str  # module:function, (device, cpu_watts) -> Counter; loaded only when used
+    opener: str  # module:function, an Opener; loaded only when used
     devices: tuple[str, ...]  # what `auto` takes it for, by the part of the device's name before ":"
     host: bool = False  # one counter stands for every device that is given to it
 
@@ -126,6 +131,11 @@ class Meter:
         self._sources = dict(sources)
         self._notes = tuple(notes)
         self._replay = replay
+
+    @property
+    def replays(self) -> bool:
+        """Whether joules come from a recorded table."""
+        return self._replay is not None
 
     def read(self) -> dict[str, float]:
         """Joules of each source since opening. Raises as `Counter.read` does."""
@@ -192,10 +202,13 @@ class Meter:
             counter.close()
 
 
-def open_meter(choice: str, devices: Sequence[str], cpu_watts: float | None = None) -> Meter:
+def open_meter(
+    choice: str, devices: Sequence[str], cpu_watts: float | None = None, others: Others = ()
+) -> Meter:
     """A meter over `devices`, as `--meter` chose: auto | nvml | rapl | estimate | replay:FILE.
 
-    `cpu_watts` is watts per busy core for the estimate (`[energy] cpu_watts`; None: the default). A
+    `cpu_watts` is watts per busy core for the estimate (`[energy] cpu_watts`; None: the default), and
+    `others` tell it CPU seconds of other processes that run models. A
     named meter that can't serve every device is refused; `auto` takes the best per device and
     `Meter.describe` says which. Raises MeterError with the cure, UsageError for an unknown choice.
     """
@@ -212,7 +225,7 @@ def open_meter(choice: str, devices: Sequence[str], cpu_watts: float | None = No
         for device in _expand(choice, devices, notes):
             source = CPU if choice in METERS and METERS[choice].host else device
             if source not in counters:
-                counters[source] = _open(choice, device, cpu_watts, notes)
+                counters[source] = _open(choice, device, (cpu_watts, others), notes)
             sources[device] = (source,)
             if source != device:
                 notes.append(f"{device}: the estimate counts CPU seconds, and not what {device} itself draws")
@@ -224,7 +237,7 @@ def open_meter(choice: str, devices: Sequence[str], cpu_watts: float | None = No
     return Meter(counters, sources, choice=choice, notes=notes)
 
 
-def _open(choice: str, device: str, cpu_watts: float | None, notes: list[str]) -> Counter:
+def _open(choice: str, device: str, options: _Options, notes: list[str]) -> Counter:
     family = device.partition(":")[0]
     if choice != AUTO:
         if not METERS[choice].host and family not in METERS[choice].devices:
@@ -232,28 +245,28 @@ def _open(choice: str, device: str, cpu_watts: float | None, notes: list[str]) -
                 f"--meter {choice} can't read device {device} of the zoo (it reads "
                 f"{', '.join(METERS[choice].devices)}). Take --meter auto, which finds a meter per device"
             )
-        return _opener(choice)(device, cpu_watts)
+        return _opener(choice)(device, *options)
     candidates = [name for name, kind in METERS.items() if family in kind.devices]
     if not candidates:
         raise MeterError(f"no meter reads device {device}. Take --meter estimate: CPU seconds, marked so")
-    return _first(candidates, device, cpu_watts, notes)
+    return _first(candidates, device, options, notes)
 
 
-def _first(candidates: Sequence[str], device: str, cpu_watts: float | None, notes: list[str]) -> Counter:
+def _first(candidates: Sequence[str], device: str, options: _Options, notes: list[str]) -> Counter:
     """The first candidate that opens. Why one did not goes to `notes`; the last one's error is raised."""
     try:
-        return _opener(candidates[0])(device, cpu_watts)
+        return _opener(candidates[0])(device, *options)
     except MeterError as error:
         if len(candidates) == 1:
             raise
         why, _, _ = str(error).partition(". ")  # the cure after it is what happens next anyway
         notes.append(f"{device}: not {candidates[0]}: {why}")
-    return _first(candidates[1:], device, cpu_watts, notes)
+    return _first(candidates[1:], device, options, notes)
 
 
-def _opener(name: str) -> Callable[[str, float | None], Counter]:
+def _opener(name: str) -> Opener:
     module, _, function = METERS[name].opener.partition(":")
-    return cast("Callable[[str, float | None], Counter]", getattr(import_module(module), function))
+    return cast("Opener", getattr(import_module(module), function))
 
 
 def _expand(choice: str, devices: Sequence[str], notes: list[str]) -> list[str]:

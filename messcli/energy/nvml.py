@@ -137,15 +137,34 @@ def _stop(nvml: Any) -> None:
         return  # the driver is gone, and with it what there was to give back
 
 
-def visible_devices() -> list[str]:
-    """torch's names of the cards that this process sees, such as ["cuda:0", "cuda:1"]. Raises MeterError."""
+def visible_cards() -> list[Card]:
+    """The cards that this process sees: index N is torch's "cuda:N". Raises MeterError."""
     nvml = _binding()
     _start(nvml)
     try:
-        shown = visible(_cards(nvml), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return visible(_cards(nvml), os.environ.get("CUDA_VISIBLE_DEVICES"))
     finally:
         _stop(nvml)
-    return [f"cuda:{index}" for index in range(len(shown))]
+
+
+def visible_devices() -> list[str]:
+    """torch's names of the cards that this process sees, such as ["cuda:0", "cuda:1"]. Raises MeterError."""
+    return [f"cuda:{index}" for index in range(len(visible_cards()))]
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's; None where there is none."""
+    try:
+        nvml = _binding()
+        _start(nvml)
+    except MeterError:
+        return None
+    try:
+        return str(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError:
+        return None
+    finally:
+        _stop(nvml)
 
 
 def _torch_uuid(index: int) -> str | None:
@@ -375,5 +394,5 @@ def _ours(pid: int) -> bool:
     return pid == os.getpid()
 
 
-def open_nvml(device: str, cpu_watts: float | None) -> NvmlCounter:
+def open_nvml(device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]) -> NvmlCounter:
     return NvmlCounter(device)

@@ -1,0 +1,87 @@
+"""Time of the decision loop per request, by number of models and by t. No model runs: outcomes are recorded.
+
+    python tests/bench/decision_loop.py [--requests 4000]
+
+Prints, per predictor and size of the zoo, microseconds per request: over all requests, over the first and the
+last quarter (growth with t), with features counted and with features known beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from messcli.controller import DEFAULT_PLAN
+from messcli.factory import Setup, create_controller
+from messcli.loop import steps
+from messcli.outcomes import Recorded
+from messcli.records import Outcome, Request
+from messcli.simulate import FeatureMemo
+
+SIZES = (2, 3, 10, 100)
+SETUPS = {
+    "mess+, V found, ridge": Setup("mess+", predictor="ridge"),
+    "mess+, V = 0.1, linear": Setup("mess+", v=0.1, c=3.0, predictor="linear", learn="explored"),
+    "mess+, V = 0.1, mean": Setup("mess+", v=0.1, c=3.0, predictor="mean", learn="explored"),
+}
+
+
+def make_table(count: int, models: int) -> tuple[list[Request], Recorded]:
+    """Prompts of about 100 words; the larger the model, the better and dearer."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(3000)]
+    names = [f"model-{m}" for m in range(models)]
+    requests, outcomes = [], {}
+    for n in range(count):
+        requests.append(Request(n, " ".join(draw.choices(words, k=100)), references=("yes",)))
+        outcomes[n] = {
+            name: Outcome(None, float(draw.random() < 0.3 + 0.6 * (m + 1) / models), 1.0 + m * draw.random())
+            for m, name in enumerate(names)
+        }
+    return requests, Recorded(names, outcomes)
+
+
+def measure(setup: Setup, requests: list[Request], source: Recorded, memo: FeatureMemo) -> np.ndarray:
+    """Seconds of every request."""
+    controller = create_controller(setup, len(source.names), {DEFAULT_PLAN: 0.7})
+    controller.predictor = memo.wrap(controller.predictor, controller.predictor.name)
+    controller.joules = memo.wrap(controller.joules, "joules")
+    seconds = np.zeros(len(requests))
+    before = time.perf_counter()
+    for n, _ in enumerate(steps(requests, controller, source, 1)):
+        now = time.perf_counter()
+        seconds[n], before = now - before, now
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=4000)
+    count = parser.parse_args().requests
+    print("microseconds per request\n")
+    print(
+        f"{'setting':<24}{'models':>7}{'with features':>15}{'without':>9}{'1st quarter':>13}{'last quarter':>14}"
+    )
+    for models in SIZES:
+        requests, source = make_table(count, models)
+        for name, setup in SETUPS.items():
+            memo = FeatureMemo()
+            cold = measure(setup, requests, source, memo)
+            warm = measure(setup, requests, source, memo)
+            quarter = count // 4
+            # the first quarter explores more; medians leave solving anew and other processes out
+            cells = (cold.mean(), warm.mean(), np.median(warm[:quarter]), np.median(warm[-quarter:]))
+            shown = [f"{1e6 * value:.0f}" for value in cells]
+            print(f"{name:<24}{models:>7}{shown[0]:>15}{shown[1]:>9}{shown[2]:>13}{shown[3]:>14}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Any bytes are an input: each line becomes a request or a rejection that says where and why, and none is lost."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from messcli import inputs
+from messcli.errors import InputError
+from messcli.inputs import InputFields, count_lines, open_input, read_requests
+from messcli.records import Rejected, Request
+
+
+def read(data: bytes | str, **fields: str) -> list[Request | Rejected]:
+    raw = data.encode() if isinstance(data, str) else data
+    return list(read_requests(io.BytesIO(raw), "in.jsonl", InputFields(**fields)))
+
+
+def one(data: bytes | str, **fields: str) -> Request:
+    (line,) = read(data, **fields)
+    assert isinstance(line, Request), line
+    return line
+
+
+def rejection(data: bytes | str) -> str:
+    (line,) = read(data)
+    assert isinstance(line, Rejected), line
+    return line.error
+
+
+def test_a_request_with_everything() -> None:
+    line = (
+        '{"id": 7, "prompt": "Hello", "reference": ["Hallo", "Servus"], "level": [1, null], "plan": "gold"}'
+    )
+    request = one(line)
+    assert (request.id, request.prompt, request.references) == (7, "Hello", ("Hallo", "Servus"))
+    assert request.extra == {"level": [1, None], "plan": "gold"}
+    assert request.plan == "gold"
+    assert request.line == 1
+
+
+def test_fields_can_have_other_names() -> None:
+    request = one(
+        '{"key": "a", "input_text": "Hello", "label": "x", "prompt": 3, "id": 9}',
+        prompt="input_text",
+        reference="label",
+        id="key",
+    )
+    assert (request.id, request.prompt, request.references) == ("a", "Hello", ("x",))
+    assert request.extra == {"prompt": 3, "id": 9}
+
+
+def test_messages() -> None:
+    request = one(
+        '{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]}'
+    )
+    assert request.prompt == "Be brief.\nHi"
+    assert request.messages is not None
+    assert len(request.messages) == 2
+
+
+GOOD = b'{"prompt": "a"}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + GOOD + b"\n",  # byte order mark
+        GOOD + b"\r\n",
+        GOOD,  # no line end
+        b"\n\n  \n" + GOOD + b"\n \t \n",  # empty lines
+        b"\x1e" + GOOD + b"\n",  # RFC 7464
+    ],
+)
+def test_variants_of_good_lines(data: bytes) -> None:
+    assert one(data).prompt == "a"
+
+
+def test_an_empty_input() -> None:
+    assert read(b"") == []
+    assert read(b"\n\n") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"prompt": "\xff"}', "not valid UTF-8 (byte 13). Convert it, for example with iconv"),
+        ("{", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+        ('{"prompt": "cut he', "The line has no end: was the file still being written?"),
+        ('{"prompt": "a", "x": NaN}\n', "NaN is no JSON; write null"),
+        ('{"prompt": "a", "x": -Infinity}\n', "-Infinity is no JSON"),
+        ('{"prompt": "a", "x": 1e999}\n', "1e999 is too large a number"),
+        (f'{{"prompt": "a", "x": {"9" * 5000}}}\n', "not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": "a", "x": ' + "[" * 150 + "]" * 150 + "}\n", "nested more than 100 levels deep"),
+        ("[1]", 'expected an object such as {"prompt": "..."}, found a list'),
+        ("null", "found a null"),
+        ('"text"', "found a string"),
+        ("{}", 'field "prompt" is missing'),
+        ('{"text": "a"}', 'field "prompt" is missing. It has "text"; name one with --prompt-field'),
+        ('{"prompt": null}', 'field "prompt" is missing'),
+        ('{"prompt": 3}', 'field "prompt": expected a string, found a number'),
+        ('{"prompt": " \\n"}', 'field "prompt" is empty'),
+        ('{"prompt": "\\ud800"}', 'field "prompt": half a surrogate pair'),
+        ('{"prompt": "a", "messages": []}', 'has both "prompt" and "messages". Keep one of them'),
+        ('{"messages": []}', 'field "messages": expected a non-empty list'),
+        ('{"messages": [{"role": "user"}]}', 'field "messages"[0]: expected'),
+        ('{"messages": [{"role": "user", "content": ""}]}', 'field "messages": every content is empty'),
+        ('{"messages": [{"role": "\\udfff", "content": "a"}]}', "half a surrogate pair"),
+        ('{"prompt": "a", "reference": 3}', 'field "reference": expected a string or a list of strings'),
+        (
+            '{"prompt": "a", "reference": ["x", 3]}',
+            'field "reference": expected a string or a list of strings',
+        ),
+        ('{"prompt": "a", "reference": []}', 'field "reference" is empty'),
+        ('{"prompt": "a", "reference": ""}', 'field "reference" is empty'),
+        ('{"prompt": "a", "id": 1.5}', 'field "id": expected a string or an integer, found a number'),
+        ('{"prompt": "a", "id": true}', 'field "id": expected a string or an integer, found a boolean'),
+        ('{"prompt": "a", "id": {}}', 'field "id": expected a string or an integer, found an object'),
+        ('{"prompt": "a", "plan": 3}', 'field "plan": expected a string, found a number'),
+    ],
+)
+def test_a_bad_line_is_told_with_file_line_and_field(line: bytes | str, expected: str) -> None:
+    error = rejection(line)
+    assert error.startswith("in.jsonl:1: ")
+    assert expected in error
+
+
+def test_a_repeated_id_is_rejected_and_says_where_it_was() -> None:
+    first, second, third = read(
+        '{"id": "a", "prompt": "x"}\n\n{"id": "a", "prompt": "y"}\n{"id": "b", "prompt": "x"}\n'
+    )
+    assert isinstance(first, Request)
+    assert isinstance(second, Rejected)
+    assert second.id == "a"
+    assert second.error == "in.jsonl:3: field \"id\": 'a' stands on line 1 already. Ids must differ"
+    assert isinstance(third, Request)
+
+
+def test_ids_of_different_types_differ() -> None:
+    assert len({line.key for line in read('{"id": 1, "prompt": "x"}\n{"id": "1", "prompt": "x"}\n')}) == 2
+
+
+def test_without_an_id_it_comes_from_content_and_occurrence() -> None:
+    text = '{"prompt": "x"}\n{"prompt": "y"}\n{"prompt": "x", "reference": "z"}\n'
+    lines = read(text)
+    assert len({line.key for line in lines}) == 3
+    assert lines[2].id == f"{lines[0].id}-2"
+    assert [line.key for line in read(text)] == [line.key for line in lines]
+    moved = read('{"prompt": "y"}\n{"prompt": "x"}\n')
+    assert [line.key for line in moved] == [lines[1].key, lines[0].key]
+
+
+def test_a_known_id_with_another_prompt_has_the_same_key_and_another_digest() -> None:
+    before, after = one('{"id": "a", "prompt": "x"}'), one('{"id": "a", "prompt": "y"}')
+    assert before.key == after.key
+    assert before.digest != after.digest
+
+
+def test_bad_lines_are_known_by_content() -> None:
+    lines = read("{bad\n{bad\n{worse\n")
+    assert len({line.key for line in lines}) == 3
+    assert [line.key for line in read("\n{bad\n{worse\n")] == [lines[0].key, lines[2].key]
+
+
+def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "LONGEST_LINE", 1 << 20)
+    data = GOOD + b"\n" + b'{"prompt": "' + b"a" * (3 << 20) + b'"}\n' + GOOD + b"\n"
+    good, long, last = read(data)
+    assert isinstance(good, Request)
+    assert isinstance(long, Rejected)
+    assert long.error == "in.jsonl:2: longer than 1 MB. Is the file JSON lines, one object per line?"
+    assert isinstance(last, Request)
+    assert last.line == 3
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes(data: bytes) -> None:
+    lines = read(data)
+    assert len(lines) == sum(1 for line in data.split(b"\n") if line.rstrip())
+    assert len({line.key for line in lines}) == len(lines)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELD = st.sampled_from(["id", "prompt", "reference", "messages", "plan", "x"])
+
+
+@given(st.lists(st.dictionaries(FIELD, JSON, max_size=5) | JSON, max_size=8), st.sampled_from(["\n", "\r\n"]))
+def test_any_json(values: list[object], end: str) -> None:
+    data = "".join(json.dumps(value) + end for value in values)
+    lines = read(data)
+    assert [line.line for line in lines] == list(range(1, len(values) + 1))
+    assert len({line.key for line in lines}) == len(lines)
+    assert [line.key for line in read(data)] == [line.key for line in lines]
+    for line in lines:
+        assert isinstance(line, Request) or re.match(r"in\.jsonl:\d+: .", line.error)
+
+
+@given(st.binary(min_size=20, max_size=60), st.integers(0, 200))
+def test_any_gzip(noise: bytes, cut: int) -> None:
+    whole = gzip.compress(GOOD + b"\n" + noise.replace(b"\n", b"") + b"\n")
+    with (
+        gzip.GzipFile(fileobj=io.BytesIO(whole[:cut])) as handle,
+        suppress(InputError),
+    ):  # anything else is a bug
+        list(read_requests(handle, "in.jsonl.gz"))
+
+
+def test_a_damaged_archive_gives_the_lines_before_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl.gz"
+    lines = b"".join(b'{"prompt": "%d"}\n' % number for number in range(50_000))
+    path.write_bytes(gzip.compress(lines)[:-1000])
+    found = []
+    with (
+        open_input(str(path)) as handle,
+        pytest.raises(InputError, match=r"after line \d+: can't be read on"),
+    ):
+        found.extend(read_requests(handle, str(path)))  # keeps what came before the error
+    assert len(found) > 1000
+    assert count_lines(str(path)) is None
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    for path, expected in ((tmp_path / "none", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=expected), open_input(str(path)):
+            pass
+    (tmp_path / "no.gz").write_bytes(GOOD)
+    with (
+        open_input(str(tmp_path / "no.gz")) as handle,
+        pytest.raises(InputError, match="after line 0: can't be read on: Not a gzipped file"),
+    ):
+        list(read_requests(handle, "no.gz"))
+
+
+def test_count_lines(tmp_path: Path) -> None:
+    for name, data in (("a", GOOD + b"\n\n" + GOOD), ("a.gz", gzip.compress(GOOD + b"\n"))):
+        (tmp_path / name).write_bytes(data)
+    assert count_lines(str(tmp_path / "a")) == 2
+    assert count_lines(str(tmp_path / "a.gz")) == 1
+    assert count_lines("-") is None

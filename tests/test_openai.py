@@ -1,0 +1,450 @@
+"""The openai backend: against a server that misbehaves on purpose, and against a real one (`transformers serve`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from messcli.backends.openai import ATTEMPTS, OpenAIBackend
+from messcli.backends.transformers import TransformersBackend
+from messcli.energy import open_meter
+from messcli.engine import EngineConfig, open_live
+from messcli.errors import MeterError, ModelError, ZooError
+from messcli.metrics import load_metric
+from messcli.records import Generation, Request
+from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "requests.jsonl"
+LARGE = load_zoo(BUNDLED_ZOO).models[-1]
+KEY = "sk-a-secret"
+
+Reply = tuple[int, dict[str, str], Any]  # status, headers, body: JSON-able or bytes
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        return  # a client that has gone is what some tests are about
+
+
+class Server:
+    """A server of the API on loopback. `reply` makes each answer; what came in is kept."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[str, dict[str, Any]], Reply] = lambda path, body: self.answer(body)
+        self.seen: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.respond((200, {}, {"data": []}) if outer.open else (401, {}, {"detail": "who are you?"}))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer._lock:
+                    outer.seen.append((self.path, body, dict(self.headers)))
+                    outer._at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer._at_once)
+                reply = outer.reply(self.path, body)
+                with outer._lock:
+                    outer._at_once -= 1
+                self.respond(reply)
+
+            def respond(self, reply: Reply) -> None:
+                status, headers, body = reply
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments: Any) -> None:
+                return
+
+        self.open = True
+        self._server = _Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def answer(self, body: dict[str, Any]) -> Reply:
+        """The prompt in capitals, with as many tokens as words."""
+        text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        usage = {"prompt_tokens": len(text.split()), "completion_tokens": len(text.split()) + 1}
+        choice = {"text": text.upper()} if "prompt" in body else {"message": {"content": text.upper()}}
+        return 200, {}, {"choices": [choice], "usage": usage}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.close()
+
+
+def backend(server: Server, *, pauses: list[float] | None = None, **fields: Any) -> OpenAIBackend:
+    defaults: dict[str, Any] = {"base_url": server.url, "device": "cpu", "max_new_tokens": 12, "timeout": 5.0}
+    spec = ModelSpec(name="m", path="org/model", backend="openai", **{**defaults, **fields})
+    sleep = (lambda seconds: None) if pauses is None else pauses.append
+    return OpenAIBackend(spec, batch_size=None, sleep=sleep, jitter=lambda: 1.0)
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(id=f"r{number}", prompt=" ".join(["word"] * (number + 1))) for number in range(count)]
+
+
+# --- what is sent ---
+
+
+def test_answers_come_back_in_order_whatever_the_timing(server):
+    def slow_first(path: str, body: dict[str, Any]) -> Reply:
+        time.sleep(0.1 if len(body["prompt"]) < 20 else 0.0)
+        return server.answer(body)
+
+    server.reply = slow_first
+    asked = requests(12)
+    answers = backend(server, concurrency=4, chat_template=False).generate(asked)
+    assert answers == [Generation(r.prompt.upper(), n + 1, n + 2) for n, r in enumerate(asked)]
+    assert 2 <= server.most_at_once <= 4
+
+
+def test_what_is_asked_for(server):
+    chat = ({"role": "user", "content": "a"},)
+    fields = {
+        "system_prompt": "S",
+        "chat_options": {"enable_thinking": False},
+        "generation": {"stop_strings": ["x"]},
+    }
+    backend(server, **fields).generate([Request(id=1, prompt="p")])
+    path, body, headers = server.seen.pop()
+    assert path == "/v1/chat/completions"
+    assert body == {
+        "model": "org/model",
+        "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "p"}],
+        "max_tokens": 12,
+        "temperature": 0,
+        "stop": ["x"],
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert "Authorization" not in headers
+    for made, path, key in [
+        (backend(server, prompt_template="T: {prompt}"), "/v1/completions", "prompt"),
+        (backend(server, chat_template=False), "/v1/completions", "prompt"),
+        (
+            backend(server, prompt_template="T: {prompt}", chat_template=True),
+            "/v1/chat/completions",
+            "messages",
+        ),
+        (backend(server), "/v1/chat/completions", "messages"),
+    ]:
+        made.generate([Request(id=1, prompt="p")])
+        assert server.seen[-1][0] == path
+        assert key in server.seen[-1][1]
+    backend(server, prompt_template="T: {prompt}").generate([Request(id=1, prompt="a", messages=chat)])
+    assert server.seen[-1][1]["messages"] == list(chat)
+
+
+def test_sampling_is_seeded_by_the_request(server):
+    sampling = backend(server, generation={"do_sample": True, "temperature": 0.7, "top_p": 0.9})
+    sampling.generate([Request(id="a", prompt="p"), Request(id="b", prompt="p"), Request(id="a", prompt="p")])
+    bodies = [body for _, body, _ in server.seen]
+    assert all(body["temperature"] == 0.7 and body["top_p"] == 0.9 for body in bodies)
+    assert len({body["seed"] for body in bodies}) == 2
+
+
+def test_the_key_comes_from_the_environment_and_shows_nowhere(server, monkeypatch):
+    made = backend(server, api_key_env="MY_KEY")
+    with pytest.raises(ModelError, match=r"the environment has no MY_KEY\. Set it to the server's API key"):
+        made.load()
+    monkeypatch.setenv("MY_KEY", KEY)
+    made.generate(requests(1))
+    assert server.seen[0][2]["Authorization"] == f"Bearer {KEY}"
+    server.reply = lambda path, body: (403, {}, {"error": {"message": "no"}})
+    with pytest.raises(ModelError) as caught:
+        made.generate(requests(1))
+    assert str(caught.value).endswith(": HTTP 403: no. Correct the key in MY_KEY")
+    assert KEY not in str(caught.value)
+    assert KEY not in repr(vars(made))
+
+
+@pytest.mark.parametrize(
+    ("generation", "told"),
+    [
+        ({"num_beams": 2}, "generation.num_beams: a server of the OpenAI API has no such option. Known are"),
+        ({"temperature": 1.0}, "generation.temperature has no effect without sampling. Add do_sample = true"),
+    ],
+)
+def test_options_that_a_server_cannot_have(server, generation, told):
+    with pytest.raises(ModelError, match=told):
+        backend(server, generation=generation)
+
+
+# --- what goes wrong ---
+
+
+def failing(server: Server, times: int, reply: Reply) -> None:
+    """`reply` so many times for each prompt, then the answer."""
+    left: dict[str, int] = {}
+
+    def some(path: str, body: dict[str, Any]) -> Reply:
+        key = json.dumps(body, sort_keys=True)
+        left[key] = left.get(key, times) - 1
+        return server.answer(body) if left[key] < 0 else reply
+
+    server.reply = some
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_passing_trouble_is_waited_out(server, status):
+    pauses: list[float] = []
+    failing(server, ATTEMPTS - 1, (status, {}, {"detail": "busy"}))
+    answers = backend(server, pauses=pauses, chat_template=False).generate(requests(3))
+    assert [answer.output for answer in answers] == [r.prompt.upper() for r in requests(3)]
+    assert sorted(pauses) == sorted([0.5, 1.0, 2.0, 4.0, 8.0] * 3)
+
+
+def test_a_servers_wish_to_wait_is_respected_up_to_a_point(server):
+    pauses: list[float] = []
+    failing(server, 1, (429, {"Retry-After": "7"}, {}))
+    backend(server, pauses=pauses).generate(requests(1))
+    assert pauses == [7.0]
+    failing(server, 1, (429, {"Retry-After": "3600"}, {"error": {"message": "quota"}}))
+    with pytest.raises(
+        ModelError, match=r"asks to wait for 3600 s \(HTTP 429: quota\)\. Run the same command"
+    ):
+        backend(server, pauses=pauses).generate(requests(1))
+
+
+def test_what_never_works_is_that_requests_error(server):
+    def one(path: str, body: dict[str, Any]) -> Reply:
+        return server.answer(body) if " " in body["prompt"] else (500, {}, b"<html>oh\nno</html>")
+
+    server.reply = one
+    bad, good = backend(server, chat_template=False).generate(requests(2))
+    assert bad.error == f'model "m": HTTP 500: <html>oh no</html>; gave up after {ATTEMPTS} attempts'
+    assert good.output == "WORD WORD"
+    server.reply = lambda path, body: (400, {}, {"error": {"message": "This model's context is 8 tokens"}})
+    (answer,) = backend(server).generate(requests(1))
+    assert answer == Generation(
+        None, 0, 0, error='model "m": the server refuses it: This model\'s context is 8 tokens'
+    )
+
+
+def test_no_answer_in_time_is_that_requests_error(server):
+    released = threading.Event()
+    server.reply = lambda path, body: (released.wait(10), server.answer(body))[1]  # type: ignore[func-returns-value]
+    try:
+        (answer,) = backend(server, timeout=0.05).generate(requests(1))
+    finally:
+        released.set()
+    assert answer.error == f'model "m": no answer within 0.05 s; gave up after {ATTEMPTS} attempts'
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (
+            (404, {}, {"message": "no model"}),
+            "HTTP 404: no model. Correct path, the model's name on the server",
+        ),
+        ((200, {}, {"choices": []}), "the server's answer lacks choices or usage (IndexError"),
+        (
+            (200, {}, {"choices": [{"text": "x"}]}),
+            "the server's answer lacks choices or usage (KeyError: 'usage')",
+        ),
+        ((200, {}, b"<html>"), "the server's answer lacks choices or usage (JSONDecodeError"),
+        ((302, {"Location": "http://127.0.0.1:9/"}, {}), "HTTP 302: {}. Check base_url and the server's log"),
+    ],
+)
+def test_what_is_wrong_with_the_model_ends_the_run(server, reply, told):
+    server.reply = lambda path, body: reply
+    with pytest.raises(ModelError) as caught:
+        backend(server).generate(requests(4))
+    assert str(caught.value).startswith(f'model "m" ({server.url}): {told}')
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_or_refuses_is_told(server):
+    server.open = False
+    with pytest.raises(
+        ModelError, match=r"HTTP 401: who are you\?\. Set api_key_env in zoo\.toml to the name"
+    ):
+        backend(server).load()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        gone = backend(server, base_url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+        with pytest.raises(
+            ModelError, match=r"the server can't be reached \(.*\)\. Start it, or correct base_url"
+        ):
+            gone.load()
+        with pytest.raises(MeterError, match=r"nothing listens on port \d+ of this host\. Start the server"):
+            open_meter("estimate", ["cpu"], None, [gone.cpu_seconds])
+
+
+# --- whose joules ---
+
+
+def zoo(tmp_path: Path, url: str, more: str = "") -> Any:
+    file = tmp_path / "zoo.toml"
+    file.write_text(
+        f'[[models]]\nname = "m"\npath = "x"\nbackend = "openai"\ndevice = "cpu"\nbase_url = "{url}"\n{more}\n'
+    )
+    return load_zoo(file)
+
+
+def ask(of: Any, meter: str = "estimate") -> Any:
+    live = open_live(EngineConfig(meter), of, load_metric("exact"), lambda line: None)
+    try:
+        return [answers[0] for answers in live.query([(request, [0]) for request in requests(3)])]
+    finally:
+        live.close()
+
+
+def test_prices_are_billed_and_labelled(server, tmp_path):
+    priced = zoo(tmp_path, server.url, "[models.joules]\nrequest = 1\nprompt_token = 0.5\noutput_token = 2")
+    outcomes = ask(priced)
+    assert [outcome.joules for outcome in outcomes] == [1 + 0.5 * n + 2 * (n + 1) for n in (1, 2, 3)]
+    assert {outcome.meter for outcome in outcomes} == {"stated"}
+    failing(server, 99, (400, {}, {"detail": "no"}))
+    assert {outcome.joules for outcome in ask(priced)} == {None}
+
+
+def test_a_server_elsewhere_needs_prices(tmp_path):
+    with pytest.raises(
+        ZooError, match=r'model "m": its server \(https://h\.example/v1\) runs elsewhere, and nothing'
+    ):
+        ask(zoo(tmp_path, "https://h.example/v1"))
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(Exception, match=r"c\.json: has format None"):
+        ask(zoo(tmp_path, "https://h.example/v1", 'calibration = "c.json"'))
+
+
+def test_a_server_on_this_host_is_metered_like_any_model(server, tmp_path):
+    outcomes = ask(zoo(tmp_path, server.url))
+    assert {outcome.meter for outcome in outcomes} == {"estimate"}
+    assert sum(outcome.joules for outcome in outcomes) > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            'api_key_env = "sk-abc"',
+            "api_key_env: must be the name of an environment variable. The key itself",
+        ),
+        ('base_url = "localhost:8000"', "base_url: must be a URL such as http://localhost:8000/v1"),
+        ('base_url = "http://user:pw@h/v1"', "base_url: must be a URL such as"),
+        ("joules = { watt = 1 }", "joules: holds watt: known are request, prompt_token, output_token"),
+        ("joules = { request = 0 }", "joules: must have a number above 0"),
+        ("timeout = 0", "timeout: must be a number of seconds above 0"),
+    ],
+)
+def test_zoo_files_that_cannot_be_meant(tmp_path, more, told):
+    lines = {"base_url": 'base_url = "http://localhost:1/v1"'}
+    lines[more.split(" ")[0]] = more
+    file = tmp_path / "zoo.toml"
+    file.write_text('[[models]]\nname = "m"\npath = "x"\nbackend = "openai"\n' + "\n".join(lines.values()))
+    with pytest.raises(ZooError) as caught:
+        load_zoo(file)
+    assert told in str(caught.value)
+
+
+def test_served_fields_belong_to_served_models(tmp_path):
+    file = tmp_path / "zoo.toml"
+    file.write_text('[[models]]\nname = "m"\npath = "x"\ntimeout = 3')
+    with pytest.raises(ZooError, match=r'timeout: only a model with backend = "openai" has one\. Remove it'):
+        load_zoo(file)
+    file.write_text('[[models]]\nname = "m"\npath = "x"\nbackend = "openai"')
+    with pytest.raises(ZooError, match=r"base_url: missing\. Say where the server is"):
+        load_zoo(file)
+
+
+# --- a real server ---
+
+
+@pytest.fixture(scope="module")
+def serving():
+    """`transformers serve` with the bundled zoo's large model."""
+    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("fastapi") is None:
+        pytest.skip("transformers serve needs fastapi and uvicorn: pip install 'messcli[test]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).parent / "transformers"
+    process = subprocess.Popen(
+        [program, "serve", LARGE.path, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu",
+         "--dtype", "float32"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()  # noqa: S310  # loopback
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield f"{url}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_transformers_serve_answers_as_the_model_does_here(serving, tmp_path):
+    text = BUNDLED_ZOO.read_text()
+    served = text.replace(
+        'path = "./large"', f'path = "{LARGE.path}"\nbackend = "openai"\nbase_url = "{serving}"'
+    )
+    for name in ("small", "medium"):
+        served = served.replace(f'path = "./{name}"', f'path = "{BUNDLED_ZOO.parent / name}"')
+    file = tmp_path / "zoo.toml"
+    file.write_text(served)
+    asked = [
+        Request(id=n, prompt=json.loads(line)["prompt"]) for n, line in enumerate(SAMPLES.open()) if n < 12
+    ]
+    made = OpenAIBackend(load_zoo(file).models[-1], batch_size=None)
+    assert made.generate(asked) == TransformersBackend(LARGE, batch_size=None).generate(asked)
+    before = made.cpu_seconds()
+    made.generate(asked[:2])
+    assert made.cpu_seconds() > before
+    made.unload()
+
+    code = "from messcli.cli import main; main(prog_name='messcli')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "route", SAMPLES, "-o", tmp_path / "out.jsonl", "--zoo", file, "--limit", "24"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "CPU seconds of this process and its models' servers" in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert all(row["joules"] > 0 for row in rows)
+    assert "large" in {row["model"] for row in rows}

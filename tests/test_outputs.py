@@ -1,0 +1,96 @@
+"""Sinks: what is written, what is safe, and what is never cut off."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from messcli.errors import MessError, UsageError
+from messcli.outputs import GzipSink, open_sink
+
+
+def test_rows_are_in_the_file_when_write_returns(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    sink = open_sink(str(path), 0, torn=False)
+    sink.write(["a", "ü"])
+    assert path.read_text(encoding="utf-8") == "a\nü\n"
+    assert sink.sync() == (5, 2)
+    sink.close()
+
+
+def test_a_torn_tail_is_cut_and_the_file_continued(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("a\nb\nto")
+    sink = open_sink(str(path), 4, torn=True)
+    sink.write(["c"])
+    assert sink.sync() == (6, 1)
+    sink.close()
+    assert path.read_text() == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "keep", "expected"),
+    [
+        ("a\nb\nmine\n", 4, "was changed since messcli closed it: 9 bytes instead of 4"),
+        ("a\n", 4, "has 2 bytes, and 4 bytes of finished rows should be here"),
+        ("axxb", 3, "was changed"),
+        (None, 4, "the file is gone"),
+    ],
+)
+def test_a_file_that_somebody_changed_is_left_alone(
+    tmp_path: Path, content: str | None, keep: int, expected: str
+) -> None:
+    path = tmp_path / "out.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(MessError, match=expected):
+        open_sink(str(path), keep, torn=False)
+    assert (path.read_text() if path.exists() else None) == content
+
+
+def test_a_file_that_was_edited_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("abc\ndef\n")
+    with pytest.raises(MessError, match="no row ends at byte 6, where one did"):
+        open_sink(str(path), 6, torn=True)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, expected in (("folder", "no regular file"), ("a.zst", "zst isn't written")):
+        with pytest.raises(UsageError, match=expected):
+            open_sink(str(tmp_path / name), 0, torn=False)
+    with pytest.raises(UsageError, match="-o - > /dev/null"):
+        open_sink("/dev/null", 0, torn=False)
+    with pytest.raises(MessError, match="can't be written"):
+        open_sink(str(tmp_path / "none" / "a"), 0, torn=False)
+
+
+@given(st.lists(st.integers(0, 700), max_size=6))
+def test_gzip_members_do_not_depend_on_how_rows_arrive(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[int]
+) -> None:
+    rows = [f"row {n}" for n in range(sum(batches))]
+    path = tmp_path_factory.mktemp("gz") / "out.gz"
+    sink = open_sink(str(path), 0, torn=False)
+    start = 0
+    for size in batches:
+        sink.write(rows[start : start + size])
+        start += size
+        size_now, safe = sink.sync()
+        assert safe == start // GzipSink.MEMBER * GzipSink.MEMBER
+        assert path.stat().st_size == size_now
+        assert gzip.decompress(path.read_bytes()).decode().splitlines() == rows[:safe]
+    sink.finish()
+    assert sink.sync()[1] == len(rows)
+    sink.close()
+    whole = path.with_name("whole.gz")
+    sink = open_sink(str(whole), 0, torn=False)
+    sink.write(rows)
+    sink.finish()
+    sink.close()
+    assert whole.read_bytes() == path.read_bytes()

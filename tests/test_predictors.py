@@ -1,0 +1,220 @@
+"""One conformance suite over every predictor, then what is particular to each."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from messcli.errors import UsageError
+from messcli.features import DENSE, dense_features, sparse_features, text_hashes
+from messcli.predictors import PREDICTORS, LinearPredictor, MeanPredictor, create_predictor
+from messcli.ridge import JoulesPredictor
+
+NAN = float("nan")
+MODELS = 3
+
+
+def samples(count, seed=0):
+    """Texts whose words tell how hard they are, and the accuracies of three models."""
+    draw = random.Random(seed)
+    words = [f"word{n}" for n in range(40)]
+    rows = []
+    for _ in range(count):
+        text = " ".join(draw.choices(words, k=draw.randint(3, 15)))
+        hard = np.mean([int(word[4:]) for word in text.split()]) / 40
+        levels = np.array([0.9 - hard, 1.1 - hard, 1.2 - 0.5 * hard]) + draw.gauss(0, 0.05)
+        rows.append((text, np.clip(levels, 0, 1)))
+    return rows
+
+
+def taught(predictor, rows):
+    for text, accuracies in rows:
+        predictor.learn_one(predictor.encode(text), accuracies)
+    return predictor
+
+
+@pytest.fixture(params=sorted(PREDICTORS))
+def name(request):
+    return request.param
+
+
+def test_knows_nothing_at_first(name):
+    predictor = create_predictor(name, MODELS)
+    assert predictor.name == name
+    assert predictor.predict_one(predictor.encode("a text")) is None
+    assert not predictor.samples.any()
+
+
+def test_predicting_is_pure_and_in_range(name):
+    predictor = taught(create_predictor(name, MODELS), samples(150))
+    before = {key: array.copy() for key, array in predictor.state().items()}
+    for text, _ in samples(50, seed=1):
+        estimates = predictor.predict_one(predictor.encode(text))
+        assert estimates.shape == (MODELS,)
+        assert ((estimates >= 0) & (estimates <= 1)).all()
+        assert np.array_equal(estimates, predictor.predict_one(predictor.encode(text)))
+    for key, array in predictor.state().items():
+        assert np.array_equal(before[key], array)
+
+
+def test_learns_levels(name):
+    predictor = taught(create_predictor(name, MODELS), samples(300))
+    truth = np.array([accuracies for _, accuracies in samples(300)])
+    estimates = np.array([predictor.predict_one(predictor.encode(text)) for text, _ in samples(300)])
+    assert estimates.mean(axis=0) == pytest.approx(truth.mean(axis=0), abs=0.06)
+
+
+@pytest.mark.parametrize("name", sorted(set(PREDICTORS) - {"mean"}))
+def test_beats_the_mean_where_there_is_a_signal(name):
+    rows, mean = samples(900), MeanPredictor(MODELS)
+    predictor = create_predictor(name, MODELS)
+    losses = []
+    for text, accuracies in rows:
+        guess, dull = predictor.predict_one(predictor.encode(text)), mean.predict_one(None)
+        if guess is not None and dull is not None:
+            losses.append([((guess - accuracies) ** 2).mean(), ((dull - accuracies) ** 2).mean()])
+        taught(predictor, [(text, accuracies)])
+        mean.learn_one(None, accuracies)
+    own, others = np.mean(losses[500:], axis=0)
+    assert own < 0.9 * others
+
+
+def test_unobserved_models_are_not_learnt_from(name):
+    predictor = taught(create_predictor(name, MODELS), samples(100))
+    counts = predictor.samples.copy()
+    predictor.learn_one(predictor.encode("some words"), np.array([0.5, NAN, NAN]))
+    assert (predictor.samples - counts).tolist() == [1, 0, 0]
+    assert not np.isnan(predictor.predict_one(predictor.encode("other words"))).any()
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n", "one", "ü" * 5000, "a\x00b", "日本語 テキスト", "x " * 20000]
+)
+def test_takes_any_text(name, text):
+    predictor = taught(create_predictor(name, MODELS), samples(60))
+    predictor.learn_one(predictor.encode(text), np.array([0.1, 0.2, 0.3]))
+    assert np.isfinite(predictor.predict_one(predictor.encode(text))).all()
+
+
+def test_many_is_one_by_one(name):
+    predictor = taught(create_predictor(name, MODELS), samples(120))
+    encoded = [predictor.encode(text) for text, _ in samples(20, seed=2)]
+    assert predictor.predict_many(encoded) == pytest.approx(
+        np.array([predictor.predict_one(features) for features in encoded]), abs=1e-12
+    )
+
+
+@given(cut=st.integers(0, 140), seed=st.integers(0, 3))
+@hypothesis_settings(max_examples=8)
+def test_a_snapshot_continues_exactly(cut, seed):
+    for name in sorted(PREDICTORS):
+        rows = samples(150, seed)
+        straight = taught(create_predictor(name, MODELS), rows)
+        first = taught(create_predictor(name, MODELS), rows[:cut])
+        second = create_predictor(name, MODELS)
+        second.load({key: array.copy() for key, array in first.state().items()})
+        taught(second, rows[cut:])
+        for text, _ in samples(10, seed + 10):
+            assert np.array_equal(
+                straight.predict_one(straight.encode(text)), second.predict_one(second.encode(text))
+            ), name
+
+
+def test_unknown_name():
+    with pytest.raises(UsageError, match=r'unknown predictor "ridg".*ridge'):
+        create_predictor("ridg", MODELS)
+
+
+# ---- features -------------------------------------------------------------------------------------
+
+
+def test_hashes_are_the_same_everywhere():
+    # Pinned: a state that was written on one machine must mean the same on another.
+    words, pairs, runs = text_hashes("The small dog.")
+    assert [hex(int(h)) for h in words[:2]] == PINNED_WORDS
+    assert len(words) == 3
+    assert len(pairs) == 2
+    assert len(runs) == len("The small dog.") - 3
+
+
+PINNED_WORDS = ["0xf5ce9dda07d43867", "0x3013feb8442d799b"]
+
+
+@given(st.text(max_size=300))
+def test_features_are_finite_and_of_unit_length(text):
+    indices, values = sparse_features(text, 1 << 10)
+    assert (np.diff(indices) > 0).all()
+    assert indices[-1] == 1 << 10
+    assert values[-1] == 1.0
+    assert values[:-1] @ values[:-1] == pytest.approx(1.0) or len(values) == 1
+    dense = dense_features(text)
+    assert dense.shape == (DENSE,)
+    assert np.isfinite(dense).all()
+
+
+@given(st.lists(st.sampled_from(["alpha", "beta", "Gamma", "d3lta"]), min_size=1, max_size=30))
+def test_a_word_has_the_same_hash_wherever_it_stands(words):
+    hashes, _, _ = text_hashes(", ".join(words))
+    assert len(hashes) == len(words)
+    for word, value in zip(words, hashes, strict=True):
+        assert value == text_hashes(word.upper())[0][0]
+
+
+def test_similar_texts_have_similar_sketches():
+    near = dense_features("the quick brown fox jumps over the dog") @ dense_features(
+        "a quick brown fox jumps"
+    )
+    far = dense_features("the quick brown fox jumps over the dog") @ dense_features("12 + 30 = 42 ; 7 * 6")
+    assert near > far
+
+
+# ---- linear: equation 4 ---------------------------------------------------------------------------
+
+
+def test_a_step_of_sgd_moves_against_the_gradient():
+    predictor = taught(LinearPredictor(1, learning_rate=0.05), [("a b c", np.array([0.2]))])
+    features = predictor.encode("a b d")
+    before = predictor.predict_one(features)[0]
+    length = float(features[1] @ features[1])
+    predictor.learn_one(features, np.array([0.9]))
+    # w <- w - eta * d/dw (x w - A)^2, hence the estimate moves by 2 eta |x|^2 (A - x w)
+    assert predictor.predict_one(features)[0] - before == pytest.approx(2 * 0.05 * length * (0.9 - before))
+
+
+# ---- joules ---------------------------------------------------------------------------------------
+
+
+def test_joules_follow_the_length_of_the_prompt():
+    predictor, draw = JoulesPredictor(2), random.Random(0)
+    assert predictor.predict_one(predictor.encode("x")) is None
+    for _ in range(400):
+        words = draw.randint(1, 60)
+        text = " ".join(draw.choices(["some", "other", "words"], k=words))
+        predictor.learn_one(predictor.encode(text), np.array([1.0 + 0.1 * words, 8.0 + 2.0 * words]))
+    short, long = (predictor.predict_one(predictor.encode("some words " * n)) for n in (3, 25))
+    assert short == pytest.approx([1.6, 20.0], rel=0.25)
+    assert long == pytest.approx([6.0, 108.0], rel=0.15)
+    assert predictor.unit < 10
+
+
+def test_the_unit_settles():
+    predictor = JoulesPredictor(2)
+    for n in range(60):
+        predictor.learn_one(predictor.encode(f"text {n}"), np.array([2.0, 9.0]))
+    unit = predictor.unit
+    assert unit == pytest.approx(2.0)
+    for n in range(300):
+        predictor.learn_one(predictor.encode(f"text {n}"), np.array([20.0, 90.0]))
+    assert predictor.unit == unit
+
+
+def test_unread_joules_are_not_learnt_from():
+    predictor = JoulesPredictor(2)
+    for n in range(30):
+        predictor.learn_one(predictor.encode(f"text {n}"), np.array([2.0, NAN if n % 2 else 9.0]))
+    assert predictor.predict_one(predictor.encode("text")) == pytest.approx([2.0, 9.0], rel=0.01)

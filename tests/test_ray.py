@@ -1,0 +1,184 @@
+"""Models as actors of a real Ray cluster: two nodes on this machine, one of which is killed while it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from messcli.zoo import BUNDLED_ZOO
+
+ray = pytest.importorskip("ray", reason="Ray isn't installed: pip install 'messcli[ray]'")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "requests.jsonl"
+MODELS = BUNDLED_ZOO.parent
+
+
+def write_zoo(folder: Path, *, small: str = "", large: str = "") -> Path:
+    tables = []
+    for name, more in (("small", small), ("large", large)):
+        tables.append(
+            f'[[models]]\nname = "{name}"\npath = "{MODELS / name}"\ndevice = "cpu"\ndtype = "float32"\n'
+            f'max_new_tokens = 24\nprompt_template = "{{prompt}} =>"\n{more}\n'
+        )
+    file = folder / "zoo.toml"
+    file.write_text('[sla]\nalpha = 0.9\nmetric = "bleu1"\n' + "\n".join(tables))
+    return file
+
+
+@pytest.fixture
+def cluster():
+    """Two nodes: the one that the driver joins, with room for one actor, and `other` with room for two."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"here": 9}})
+    made.other = made.add_node(num_cpus=2, resources={"there": 9})
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def command(*arguments: Any) -> list[str]:
+    code = "from messcli.cli import main; main(prog_name='messcli')"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def route(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("route", *arguments), capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_answers_are_those_of_the_local_engine(cluster, tmp_path):
+    zoo = write_zoo(tmp_path, small="resources = { there = 1 }", large="replicas = 2")
+    table, local, remote = tmp_path / "table.jsonl", tmp_path / "local.jsonl", tmp_path / "remote.jsonl"
+    recorded = subprocess.run(
+        command("record", SAMPLES, "-o", table, "--zoo", zoo, "--limit", 64),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert recorded.returncode == 0, recorded.stderr
+    # the same joules for both, so that the same is decided
+    options = (SAMPLES, "--zoo", zoo, "--limit", 64, "--meter", f"replay:{table}", "--window", 16)
+    here = route(*options, "-o", local)
+    assert here.returncode == 0, here.stderr
+    there = route(*options, "-o", remote, "--engine", "ray", "--address", cluster.address)
+    assert there.returncode == 0, there.stderr
+    assert local.read_bytes() == remote.read_bytes()
+    assert len({row["model"] for row in rows(remote)}) == 2
+
+
+def test_each_node_meters_its_own_work(cluster, tmp_path):
+    zoo = write_zoo(tmp_path, small="resources = { here = 1 }", large="resources = { there = 1 }")
+    output = tmp_path / "out.jsonl"
+    done = route(
+        SAMPLES, "-o", output, "--zoo", zoo, "--limit", 40, "--engine", "ray", "--address", cluster.address
+    )
+    assert done.returncode == 0, done.stderr
+    made = rows(output)
+    assert len(made) == 40
+    assert {row["meter"] for row in made} == {"estimate"}
+    assert all(row["joules"] > 0 and row["billed_joules"] >= row["joules"] for row in made)
+    assert "energy: cpu: estimate" in done.stderr
+
+
+def killed_while_it_works(cluster, process: subprocess.Popen[str], state: Path, windows: int) -> None:
+    """Kill the other node once `windows` windows are committed: the next one is in hand."""
+    import sqlite3
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if state.exists():
+            try:
+                with sqlite3.connect(f"file:{state}?mode=ro", uri=True) as database:
+                    (count,) = database.execute("select count(*) from requests").fetchone()
+            except sqlite3.OperationalError:
+                count = 0
+            if count >= 16 * windows:
+                break
+        time.sleep(0.05)
+    assert process.poll() is None
+    cluster.remove_node(cluster.other, allow_graceful=False)
+
+
+def test_a_lost_node_costs_no_request_while_a_replica_is_left(cluster, tmp_path):
+    zoo = write_zoo(tmp_path, small="resources = { CPU = 0.5 }", large="replicas = 2")
+    output, alone = tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
+    options = (SAMPLES, "--zoo", zoo, "--policy", "largest", "--window", 16)
+    with subprocess.Popen(
+        command("route", *options, "-o", output, "--engine", "ray", "--address", cluster.address),
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        killed_while_it_works(cluster, process, tmp_path / "out.jsonl.state", windows=2)
+        _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert 'warning: model "large": lost an actor' in told
+    assert route(*options, "-o", alone).returncode == 0
+    for ours, reference in zip(rows(output), rows(alone), strict=True):
+        for field in ("id", "model", "output", "accuracy", "queue", "prompt_tokens", "output_tokens"):
+            assert ours[field] == reference[field]
+        assert ours["joules"] > 0
+
+
+def test_where_no_replica_is_left_there_are_error_rows_and_nothing_is_lost(cluster, tmp_path):
+    zoo = write_zoo(tmp_path, small="resources = { here = 1 }", large="resources = { there = 1 }")
+    output = tmp_path / "out.jsonl"
+    options = (SAMPLES, "--zoo", zoo, "--policy", "largest", "--window", 16, "-o", output)
+    with subprocess.Popen(
+        command("route", *options, "--engine", "ray", "--address", cluster.address),
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        killed_while_it_works(cluster, process, tmp_path / "out.jsonl.state", windows=2)
+        _, told = process.communicate(timeout=400)
+    made = rows(output)
+    ids = [json.loads(line)["id"] for line in SAMPLES.read_text().splitlines()]
+    assert [row["id"] for row in made] == ids, told
+    failed = [row for row in made if "error" in row]
+    assert process.returncode == (4 if failed else 0), told
+    assert all("the last actor that ran it was lost" in row["error"] for row in failed)
+    assert len(failed) <= 16  # the window in hand; later ones go to the model that is left
+    assert "no replica is left" in told
+    assert {row["model"] for row in made if "error" not in row} == {"small", "large"}
+    assert made[-1]["model"] == "small"
+
+
+def test_what_keeps_it_from_starting_is_told_in_a_line(cluster, tmp_path):
+    outputs = (tmp_path / f"{number}.jsonl" for number in range(9))
+
+    def told(*arguments: Any, **options: Any) -> str:
+        done = route(SAMPLES, "-o", next(outputs), "--limit", 2, *arguments, **options)
+        assert done.returncode in (1, 2), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    greedy = write_zoo(tmp_path, large="resources = { CPU = 64 }")
+    at = ("--engine", "ray", "--address", cluster.address)
+    assert "the zoo asks for 65 CPU, one actor of each model, and the cluster has 4" in told(
+        "--zoo", greedy, *at
+    )
+    wrong = (tmp_path / "wrong").resolve()
+    wrong.mkdir()
+    file = write_zoo(wrong)
+    file.write_text(file.read_text().replace(str(MODELS / "large"), str(tmp_path / "gone")))
+    assert f'model "large" ({tmp_path / "gone"}): there is no such folder' in told("--zoo", file, *at)
+    assert "no Ray cluster could be reached at 127.0.0.1:1" in told(
+        "--engine", "ray", "--address", "127.0.0.1:1"
+    )
+    assert "--address is where a Ray cluster is. Add --engine ray" in told("--address", "x:1")
+    stranger = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_MODE": "token"}
+    assert "asks for its token. Set RAY_AUTH_TOKEN" in told("--zoo", write_zoo(tmp_path), *at, env=stranger)

@@ -1,0 +1,350 @@
+"""The state file: what it refuses, what it survives, and that old ones are carried forward."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from messcli import state as state_module
+from messcli.errors import MessError, StateBusy, StateError, UsageError
+from messcli.state import SCHEMA_VERSION, Done, State, print_rows
+
+HERE = Path(__file__).parent
+SETTINGS = {"period": "", "horizon": None}
+
+
+def done(number: int, line: str = "") -> Done:
+    key = number.to_bytes(16, "big")
+    return Done(key, key, line or f'{{"id": {number}}}', t=number)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def finish(state: State, numbers: range) -> None:
+    state.commit([done(number) for number in numbers], [b"{}" for _ in numbers], energy={})
+
+
+def new_state(path: Path, output: str, numbers: range) -> None:
+    with State(path) as state:
+        state.change(1, SETTINGS, b"", [])
+        state.open_output(output)
+        finish(state, numbers)
+        state.finish()
+
+
+def test_what_is_finished_is_known_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    new_state(path, str(tmp_path / "out"), range(1, 4))
+    with State(path) as state:
+        assert state.finished == 3
+        assert state.t == 3
+        assert state.known((2).to_bytes(16, "big")) == (2).to_bytes(16, "big")
+        assert state.known((9).to_bytes(16, "big")) is None
+        assert state.learnt()[0] == b""
+        assert [list(window) for window in state.learnt()[1]] == [[b"{}"] * 3]
+        assert state.period("") == (None, 3)
+    assert names(tmp_path) == {"a.state", "out"}
+
+
+def test_a_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "before").mkdir()
+    monkeypatch.chdir(tmp_path / "before")
+    new_state(Path("a.state"), "out", range(1, 4))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "before").rename("after")
+    with State(tmp_path / "after" / "a.state") as state:
+        state.open_output("after/out")
+        finish(state, range(4, 6))
+        state.finish()
+    assert len(Path("after/out").read_text().splitlines()) == 5
+
+
+def test_several_outputs_and_standard_output_over_one_state(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "a.state"
+    new_state(path, str(tmp_path / "one"), range(1, 4))
+    with State(path) as state:
+        state.open_output("-")
+        finish(state, range(4, 6))
+        state.finish()
+    with State(path) as state:
+        state.open_output(str(tmp_path / "two"))
+        finish(state, range(6, 7))  # dies before it is synced
+    with State(path) as state:
+        state.open_output(str(tmp_path / "one"))
+        assert state.unfinished_outputs() == [(str(tmp_path / "two"), 1)]
+        finish(state, range(7, 8))
+        state.finish()
+    with State(path) as state:
+        state.open_output(str(tmp_path / "two"))
+        state.finish()
+        assert state.unfinished_outputs() == []
+    assert (tmp_path / "one").read_text().split() == [
+        '{"id":',
+        "1}",
+        '{"id":',
+        "2}",
+        '{"id":',
+        "3}",
+        '{"id":',
+        "7}",
+    ]
+    assert (tmp_path / "two").read_text() == '{"id": 6}\n'
+    printed = capfdbinary.readouterr().out
+    assert printed == b'{"id": 4}\n{"id": 5}\n'
+    print_rows(path, "-")
+    print_rows(path, str(tmp_path / "two"))
+    assert capfdbinary.readouterr().out == printed
+
+
+def test_rows_of_a_state_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no such file"):
+        print_rows(tmp_path / "none", "-")
+    assert names(tmp_path) == set()
+
+
+def test_an_output_that_the_state_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine\n")
+    with (
+        State(tmp_path / "a.state") as state,
+        pytest.raises(StateError, match=r"rows that .* knows nothing of"),
+    ):
+        state.open_output(str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "mine\n"
+
+
+def test_an_output_must_not_be_the_state(tmp_path: Path) -> None:
+    with State(tmp_path / "a.state") as state:
+        for end in ("", ".lock", "-wal"):
+            with pytest.raises(UsageError, match="state's own file"):
+                state.open_output(str(tmp_path / f"a.state{end}"))
+
+
+def test_an_output_that_was_changed_after_the_run(tmp_path: Path) -> None:
+    path, output = tmp_path / "a.state", tmp_path / "out"
+    new_state(path, str(output), range(1, 4))
+    rows = output.read_text()
+    for text in (rows + "mine\n", rows[:-10], None):
+        output.unlink()
+        if text is not None:
+            output.write_text(text)
+        with State(path) as state, pytest.raises(MessError, match=r"Put (the file|it) back"):
+            state.open_output(str(output))
+        assert (output.read_text() if text is not None else None) == text
+        output.write_text(rows)
+    with State(path) as state:  # put back as it was, it goes on
+        state.open_output(str(output))
+
+
+@pytest.mark.parametrize(
+    "content", [b"some text that is long enough\n" * 10, b"x", b"SQLite format 2\0" * 10]
+)
+def test_a_file_that_is_no_state(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.state"
+    path.write_bytes(content)
+    with pytest.raises(StateError, match="is no messcli state, or a damaged one; it was left as it is"):
+        State(path)
+    assert path.read_bytes() == content
+    assert names(tmp_path) == {"a.state"}
+
+
+def test_another_programs_database(tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE theirs (x)")
+    db.commit()
+    db.close()
+    content = path.read_bytes()
+    with pytest.raises(StateError, match="a database of another program; it was left as it is"):
+        State(path)
+    assert path.read_bytes() == content
+
+
+def test_a_state_of_a_newer_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    new_state(path, str(tmp_path / "out"), range(1, 4))
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    db.close()
+    with pytest.raises(StateError, match=rf"newer messcli \(schema {SCHEMA_VERSION + 1}.*Upgrade messcli"):
+        State(path)
+
+
+def test_places_that_cannot_hold_a_state(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"can't be created: .* existing, writable folder"):
+        State(tmp_path / "none" / "a.state")
+    with pytest.raises(StateError, match="no regular file"):
+        State(tmp_path)
+
+
+def schema_of(path: Path) -> tuple[set[tuple[str, ...]], int]:
+    """Columns and indices of every table, however they came to be."""
+    db = sqlite3.connect(path)
+    try:
+        found: set[tuple[str, ...]] = set()
+        for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            columns = db.execute(f"PRAGMA table_info({table})").fetchall()
+            found.update(
+                (table, name, kind, str(notnull), str(pk)) for _, name, kind, notnull, _, pk in columns
+            )
+        indices = db.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall()
+        found.update(("index", *row) for row in indices)
+        return found, db.execute("PRAGMA user_version").fetchone()[0]
+    finally:
+        db.close()
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_old_states_are_carried_forward(tmp_path: Path, version: int) -> None:
+    old, new = tmp_path / "old.state", tmp_path / "new.state"
+    db = sqlite3.connect(old)
+    db.executescript((HERE / "data" / f"state-{version}.sql").read_text(encoding="utf-8"))
+    db.close()
+    State(new).close()
+    with State(old) as state:
+        assert state.finished == 26
+        assert state.t == 24
+        assert state.period("") == (None, 24)
+    assert schema_of(old) == schema_of(new)
+
+
+def test_a_migration_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.state"
+    new_state(path, str(tmp_path / "out"), range(1, 4))
+    before = schema_of(path)
+    monkeypatch.setattr(state_module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    script = "CREATE TABLE extra (x); INSERT INTO missing VALUES (1);"
+    monkeypatch.setitem(state_module.MIGRATIONS, SCHEMA_VERSION, script)
+    with pytest.raises(StateError, match=r"is damaged \(no such table: missing\) and was left as it is"):
+        State(path)
+    assert schema_of(path) == before
+    monkeypatch.setitem(state_module.MIGRATIONS, SCHEMA_VERSION, "CREATE TABLE extra (x);")
+    with State(path) as state:
+        assert state.finished == 3
+    assert schema_of(path)[1] == SCHEMA_VERSION + 1
+
+
+def test_damage_is_told_and_never_overwritten(tmp_path: Path) -> None:
+    """Whatever is broken, opening, reading and writing either works or ends in a StateError."""
+    whole, path, output = tmp_path / "whole", tmp_path / "a.state", tmp_path / "out"
+    with State(whole) as state:
+        state.change(1, SETTINGS, bytes(20_000), [])
+        state.open_output(str(output))
+        for start in range(1, 200, 8):
+            finish(state, range(start, start + 8))
+        state.finish()
+    content, rows = whole.read_bytes(), output.read_bytes()
+    rng = random.Random(1)
+    told = 0
+    for attempt in range(150):
+        damaged = bytearray(content)
+        if attempt % 3 == 0:
+            del damaged[rng.randrange(20, len(damaged)) :]
+        elif attempt % 3 == 1:
+            start = rng.randrange(len(damaged))
+            damaged[start : start + 4096] = rng.randbytes(len(damaged[start : start + 4096]))
+        else:
+            for _ in range(200):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        shutil.copy(whole, path)
+        path.write_bytes(damaged)
+        output.write_bytes(rows)
+        opened = False
+        try:
+            with State(path) as state:
+                state.meta("signature"), state.settings(), state.known(b"x"), state.accounts("")
+                for events in state.learnt()[1]:
+                    assert events
+                opened = True
+                state.open_output(str(output))
+                finish(state, range(1000, 1001))
+        except MessError:
+            told += 1
+        assert opened or path.read_bytes() == damaged
+        assert not path.with_name("a.state.lock").exists()
+    assert told > 75
+    print({"damaged files": 150, "told": told})
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    with State(path) as state:
+        assert state.finished == 0
+        with pytest.raises(StateBusy, match=rf"in use by process {os.getpid()} on .*--wait") as caught:
+            State(path)
+        assert caught.value.exit_code == 75
+        with pytest.raises(StateBusy):
+            State(path, wait_seconds=0.3)
+    State(path).close()
+
+
+def test_a_lock_that_nobody_holds_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / "a.state.lock").write_text("process 1 on another machine, and a longer line than ours\n" * 3)
+    with State(tmp_path / "a.state") as state:
+        assert state.finished == 0
+        held = (tmp_path / "a.state.lock").read_text()
+        assert held.splitlines() == [held.strip()]
+        assert f"process {os.getpid()} " in held
+    assert names(tmp_path) == {"a.state"}
+
+
+def test_a_child_that_outlives_its_parent_does_not_hold_the_state(tmp_path: Path) -> None:
+    """As a server process that a backend forked: it must not keep the lock of a parent that was killed."""
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from messcli.state import State
+state = State(Path({str(tmp_path / "a.state")!r}))
+child = os.fork()
+if not child:
+    os.close(1)
+    time.sleep(20)
+    os._exit(0)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+    child = int(ended.stdout)
+    try:
+        assert ended.returncode == -9
+        State(tmp_path / "a.state").close()
+    finally:
+        os.kill(child, 9)
+
+
+def test_settings_are_kept_with_time_and_request(tmp_path: Path) -> None:
+    with State(tmp_path / "a.state") as state:
+        state.change(1, {**SETTINGS, "alpha": 0.5}, b"one", [])
+        finish(state, range(1, 9))
+        state.change(9, {"period": "2026-12", "horizon": 50, "alpha": 0.6}, b"two", [])
+        assert state.settings() == {"period": "2026-12", "horizon": 50, "alpha": 0.6}
+        finish(state, range(9, 12))
+        assert (state.period(""), state.period("2026-12")) == ((None, 8), (50, 3))
+        assert state.learnt()[0] == b"two"
+    db = sqlite3.connect(tmp_path / "a.state")
+    assert [t for (t,) in db.execute("SELECT t FROM settings ORDER BY rowid")] == [1, 9]
+    assert db.execute("SELECT count(*) FROM settings WHERE time LIKE '20__-__-__T__:__:__Z'").fetchone() == (
+        2,
+    )
+    db.close()
+
+
+def test_a_row_is_never_finished_twice(tmp_path: Path) -> None:
+    with State(tmp_path / "a.state") as state:
+        state.change(1, SETTINGS, b"", [])
+        finish(state, range(1, 3))
+        with pytest.raises(StateError, match="UNIQUE"):
+            finish(state, range(2, 4))
+        assert state.known((3).to_bytes(16, "big")) is None  # all or nothing

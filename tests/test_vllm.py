@@ -1,0 +1,165 @@
+"""vLLM for real: its CPU build, in an environment of its own (`.ci/vllm`). Without vLLM, only what needs none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from messcli.backends import create
+from messcli.backends.transformers import TransformersBackend
+from messcli.errors import ModelError, ModelTooLarge
+from messcli.records import Request
+from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "requests.jsonl"
+PROMPTS = [json.loads(line)["prompt"] for line in SAMPLES.read_text().splitlines()[:12]]
+REQUESTS = [Request(id=f"r{number}", prompt=prompt) for number, prompt in enumerate(PROMPTS)]
+MEDIUM, LARGE = load_zoo(BUNDLED_ZOO).models[1:]  # heads of 20, which vLLM's CPU attention lacks, and of 32
+
+here = importlib.util.find_spec("vllm") is not None
+with_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not here, reason="vLLM isn't installed: .ci/vllm runs this"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def spec(of: ModelSpec = LARGE, **fields: Any) -> ModelSpec:
+    return replace(of, backend="vllm", **{"memory_share": 0.1, "load": {"enforce_eager": True}, **fields})
+
+
+@pytest.mark.skipif(here, reason="vLLM is installed")
+def test_without_vllm_the_cure_is_told():
+    with pytest.raises(ModelError) as caught:
+        create(spec(), batch_size=None).load()
+    assert str(caught.value).startswith(f'model "large" ({LARGE.path}): vLLM isn\'t installed (')
+    assert str(caught.value).endswith("). pip install 'messcli[vllm]'")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"device": "cuda:1"},
+            "cuda:1: vLLM takes the first visible card. Choose it by CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            {"generation": {"num_beams": 2}},
+            "generation.num_beams: vLLM has no such option. Known are do_sample",
+        ),
+        (
+            {"generation": {"temperature": 0.5}},
+            "generation.temperature has no effect without sampling. Add do_s",
+        ),
+        ({"load": {"seed": 1}}, "load.seed: messcli sets this itself. Remove it from zoo.toml"),
+        (
+            {"load": {"gpu_memory_utilization": 0.5}},
+            "messcli sets this itself. Set memory_share on the model",
+        ),
+        ({"path": "/gone"}, "there is no such folder. Correct path in zoo.toml"),
+    ],
+)
+def test_what_cannot_be_is_told_before_an_engine_starts(fields, told):
+    with pytest.raises(ModelError) as caught:
+        create(spec(**fields), batch_size=None).load()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    made = create(spec(), batch_size=None)
+    made.load()
+    yield made
+    made.unload()
+
+
+class TestEngine:
+    pytestmark = with_vllm
+
+    def test_it_answers_as_transformers_does_token_for_token(self, engine):
+        reference = TransformersBackend(LARGE, batch_size=None).generate(REQUESTS)
+        assert engine.generate(REQUESTS) == reference
+        assert [engine.generate([request])[0] for request in REQUESTS[:3]] == reference[:3]
+
+    def test_its_processes_cpu_seconds_are_seen(self, engine):
+        before = engine.cpu_seconds()
+        assert before > 0
+        engine.generate(REQUESTS)
+        assert engine.cpu_seconds() > before
+        assert engine.devices == ("cpu",)
+
+    def test_an_over_long_prompt_is_that_requests_error_only(self, engine):
+        long = Request(id="long", prompt="the dog " * 50)
+        answers = engine.generate([long, REQUESTS[0]])
+        assert "tokens, and the model takes 40" in answers[0].error
+        assert answers[1].error is None
+
+    def test_exact_lengths_for_calibration(self, engine):
+        assert [g.output_tokens for g in engine.generate_exactly(9, 7, 3)] == [7, 7, 7]
+
+    def test_sampling_depends_on_the_request_alone(self, engine):
+        engine._generation_config.update(do_sample=True, temperature=3.0)
+        try:
+            answers = engine.generate(REQUESTS)
+            assert engine.generate(REQUESTS[::-1])[::-1] == answers
+        finally:
+            engine._generation_config.update(do_sample=False, temperature=None)
+        assert engine.generate(REQUESTS) != answers
+
+    def test_stop_strings_cut_the_answer(self, engine):
+        engine._generation_config.update(stop_strings=["e"])
+        try:
+            assert all(len(answer.output.split()) <= 3 for answer in engine.generate(REQUESTS))
+        finally:
+            engine._generation_config.update(stop_strings=None)
+
+
+class TestFailures:
+    pytestmark = with_vllm
+
+    def test_an_engine_that_fails_is_told_with_its_own_words_and_nothing_on_stdout(self, capfd):
+        with pytest.raises(ModelError) as caught:
+            create(spec(MEDIUM), batch_size=None).generate(REQUESTS)
+        assert f'model "medium" ({MEDIUM.path}): ' in str(caught.value)
+        assert "head_dim=20" in str(caught.value)
+        assert capfd.readouterr().out == ""
+
+    def test_too_small_a_share_of_the_memory(self):
+        with pytest.raises(ModelTooLarge, match=r"does not fit into its share of the memory .*memory_share"):
+            create(spec(memory_share=0.001), batch_size=None).load()
+
+
+class TestRoute:
+    pytestmark = with_vllm
+
+    def test_a_zoo_of_both_backends_is_routed_and_billed(self, tmp_path):
+        small = load_zoo(BUNDLED_ZOO).models[0]
+        common = 'device = "cpu"\ndtype = "float32"\nmax_new_tokens = 24\nprompt_template = "{prompt} =>"\n'
+        (tmp_path / "zoo.toml").write_text(
+            f'[sla]\nalpha = 0.9\n[[models]]\nname = "small"\npath = "{small.path}"\n{common}'
+            f'[[models]]\nname = "large"\npath = "{LARGE.path}"\n{common}backend = "vllm"\nmemory_share = 0.1\n'
+            "[models.load]\nenforce_eager = true\n"
+        )
+        started = time.monotonic()
+        code = "from messcli.cli import main; main(prog_name='messcli')"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "route", SAMPLES, "-o", tmp_path / "out.jsonl",
+             "--zoo", tmp_path / "zoo.toml", "--limit", "96"],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert len(rows) == 96
+        assert all(row["joules"] > 0 for row in rows)
+        assert "large" in {row["model"] for row in rows}
+        print(f"\n{time.monotonic() - started:.0f} s\n{done.stderr}")
