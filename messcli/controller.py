@@ -51,9 +51,24 @@ class Event:
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null."""
-        plain = asdict(self)
-        for name in ("accuracies", "joules"):
-            plain[name] = [None if math.isnan(value) else value for value in plain[name]]
+        decision = self.decision
+        plain = {  # spelled out: dataclasses.asdict copies deeply, and this is done for every request
+            "text": self.text,
+            "plan": self.plan,
+            "decision": {
+                "t": decision.t,
+                "model": decision.model,
+                "asked": decision.asked,
+                "explored": decision.explored,
+                "estimates": decision.estimates,
+                "joules_predicted": decision.joules_predicted,
+                "owed": decision.owed,
+            },
+            "has_reference": self.has_reference,
+            "accuracies": [None if math.isnan(value) else value for value in self.accuracies],
+            "joules": [None if math.isnan(value) else value for value in self.joules],
+            "served": self.served,
+        }
         return json.dumps(plain).encode()
 
     @classmethod

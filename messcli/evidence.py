@@ -357,7 +357,7 @@ def _claims(
     default: Sequence[Line],
     learning: Sequence[Learning],
 ) -> list[str]:
-    text = []
+    text = ["A factor is the other's joules over those of MESS+: above 1, MESS+ needs less.", ""]
     for alpha in paper.alphas:
         mess, random = _pick(summed, "mess+", alpha, V), _pick(summed, "random", alpha)
         largest, static = _pick(summed, "largest", alpha), static_mix(table, alpha)
@@ -372,13 +372,13 @@ def _claims(
             f"- MESS+ with V = {V:g} meets alpha: **{_verdict(mess.meets >= RELIABLE * mess.orders)}** "
             f"({mess.meets}/{mess.orders} orders). The largest V that does so in {RELIABLE:.0%}: {top}.",
             f"- It needs less energy than the largest model: **{_verdict(mess.paper_joules < largest.billed_joules)}"
-            f"** as the paper counts ({largest.billed_joules / mess.paper_joules:.2f} times less), "
+            f"** as the paper counts (factor {largest.billed_joules / mess.paper_joules:.2f}), "
             f"**{_verdict(mess.billed_joules < largest.billed_joules)}** billed "
-            f"({largest.billed_joules / mess.billed_joules:.2f} times).",
+            f"(factor {largest.billed_joules / mess.billed_joules:.2f}).",
             f"- It needs less than random with constraint: **{_verdict(mess.paper_joules < random.paper_joules)}** as "
-            f"the paper counts ({random.paper_joules / mess.paper_joules:.2f} times less), "
+            f"the paper counts (factor {random.paper_joules / mess.paper_joules:.2f}), "
             f"**{_verdict(mess.billed_joules < random.billed_joules)}** billed "
-            f"({random.billed_joules / mess.billed_joules:.2f} times).",
+            f"(factor {random.billed_joules / mess.billed_joules:.2f}).",
             f"- It needs less than the best static mix: **{_verdict(mess.paper_joules < static.billed_joules)}** as "
             f"the paper counts ({mess.paper_joules / static.billed_joules:.2f} of it), "
             f"**{_verdict(mess.billed_joules < static.billed_joules)}** billed "

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -57,6 +58,7 @@ class RouteConfig:
     plan: str | None = None
     period: str | None = None  # None: the one that is open
     horizon: int | None = None  # requests that the period will have; None: as said before
+    counted_horizon: int | None = None  # the same from the input's length, where nobody said it
     on_error: str = "skip"
     meter: str = "auto"
     calibration: Path | None = None  # None: calibration.json beside the zoo file, or in the working folder
@@ -187,7 +189,7 @@ def run_job(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell))
         state = stack.enter_context(State(_state_path(config), wait_seconds=config.wait_seconds))
-        config = _in_force(config, state)
+        config = _in_force(config, state, alphas)
         _check_signature(state, config, zoo, metric)
         controller = _resume(state, job, config, zoo, alphas, calibration)
         state.open_output(config.output)
@@ -266,18 +268,37 @@ def _controller(config: RouteConfig, zoo: Zoo, alphas: Mapping[str, float]) -> C
         predictor=config.predictor,
         seed=config.seed,
         serve=config.serve,
-        horizon=config.horizon,
+        horizon=config.horizon or config.counted_horizon,
     )
     return create_controller(setup, len(zoo.models), alphas)
 
 
-def _in_force(config: RouteConfig, state: State) -> RouteConfig:
+def _in_force(config: RouteConfig, state: State, alphas: Mapping[str, float]) -> RouteConfig:
     """`config` with the contract period and the horizon that are in force."""
     period = config.period
     if period is None:
         period = (state.settings() or {}).get("period", "")
-    horizon, _ = state.period(period) or (None, 0)
-    return replace(config, period=period, horizon=horizon if config.horizon is None else config.horizon)
+    horizon, requests = state.period(period) or (None, 0)
+    config = replace(config, period=period, horizon=horizon if config.horizon is None else config.horizon)
+    if config.horizon is None and config.policy == "mess+" and config.v is None and len(alphas) == 1:
+        config = replace(config, counted_horizon=_counted_horizon(config, state, requests))
+    return config
+
+
+def _counted_horizon(config: RouteConfig, state: State, requests: int) -> int | None:
+    """What the period had before this input, and the input's lines. The same when a run is taken up again."""
+    total = _total(config)
+    if total is None:
+        return None
+    with open_input(config.input) as handle:
+        head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()  # stays while the file grows
+    this = {"path": str(Path(config.input).resolve()), "head": head, "period": config.period}
+    known = state.meta("input") or {}
+    before = known.get("before", requests)
+    if {**known, **this} != known or before + total < requests:  # another input, or another content of it
+        before = requests
+        state.set_meta("input", {**this, "before": before})
+    return int(before) + total
 
 
 def _check_signature(state: State, config: RouteConfig, zoo: Zoo, metric: Metric) -> None:
@@ -337,6 +358,7 @@ def _resume(
         "serve": config.serve,
         "period": config.period,
         "horizon": config.horizon,
+        "counted_horizon": config.counted_horizon,
         "calibration": None if calibration is None else calibration.identity,
     }
     before = state.settings()
@@ -345,10 +367,9 @@ def _resume(
         return controller
     if before is not None and {"learn", "serve"} <= before.keys():
         # What came of earlier requests is folded in under the settings that were in force then.
-        names = ("v", "c", "learn", "serve", "period", "horizon")
-        earlier = job.controller(
-            replace(config, **{name: before[name] for name in names}), zoo, before["alphas"]
-        )
+        names = ("v", "c", "learn", "serve", "period", "horizon", "counted_horizon")
+        then: dict[str, Any] = {name: before.get(name) for name in names}
+        earlier = job.controller(replace(config, **then), zoo, before["alphas"])
         _replay(state, earlier)
         _hand_over(earlier, controller)
     if before is None or before.get("calibration") != settings["calibration"]:

@@ -80,7 +80,7 @@ def test_queue_is_never_negative_and_bounds_the_violation(start, alpha, accuraci
     for accuracy in accuracies:
         after = queue.after(alpha, accuracy)
         assert after.length >= 0
-        assert abs(after.length - queue.length) <= 1
+        assert abs(after.length - queue.length) <= 1 + 1e-9 * (1 + queue.length)
         assert after.length >= queue.length + alpha - accuracy
         queue = after
     # Summed up: what was missed so far never exceeds the queue. That is why a bounded queue keeps the SLA.
@@ -298,7 +298,7 @@ def test_without_references_the_queue_moves_by_the_estimate_and_nothing_is_learn
         assert line.queue == queue.length
         assert not line.decision.explored
     for name, array in control.predictor.state().items():
-        assert np.array_equal(before[name], array)
+        np.testing.assert_array_equal(before[name], array)
     assert control.accounts[DEFAULT_PLAN].estimated == 50
 
 
@@ -339,8 +339,8 @@ def test_events_replayed_give_the_same_controller(window, seed):
     third = controller(seed=seed)
     third.load(first.state())
     for name, array in first.state().items():
-        assert np.array_equal(array, second.state()[name])
-        assert np.array_equal(array, third.state()[name])
+        np.testing.assert_array_equal(array, second.state()[name])
+        np.testing.assert_array_equal(array, third.state()[name])
 
 
 def test_plans_have_queues_of_their_own_and_share_predictors():

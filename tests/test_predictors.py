@@ -59,7 +59,7 @@ def test_predicting_is_pure_and_in_range(name):
         assert ((estimates >= 0) & (estimates <= 1)).all()
         assert np.array_equal(estimates, predictor.predict_one(predictor.encode(text)))
     for key, array in predictor.state().items():
-        assert np.array_equal(before[key], array)
+        np.testing.assert_array_equal(before[key], array)
 
 
 def test_learns_levels(name):

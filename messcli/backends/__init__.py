@@ -6,7 +6,10 @@ work isn't done in this process: it plans batches, answers them, and says how lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast, runtime_checkable
@@ -139,6 +142,23 @@ BACKENDS = {
 }
 
 
+@contextmanager
+def collector_paused(*, for_good: bool = False) -> Iterator[None]:
+    """No garbage collection: it would walk again and again over what importing or loading has just made.
+
+    `for_good`: nor later, for what was made stays until the process ends (modules do, models don't).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if for_good:
+            gc.freeze()
+        if enabled:
+            gc.enable()
+
+
 def create(spec: ModelSpec, *, batch_size: int | None) -> Backend:
     """The backend that `spec.backend` names. `batch_size` None means chosen by memory."""
     try:
@@ -147,4 +167,6 @@ def create(spec: ModelSpec, *, batch_size: int | None) -> Backend:
         raise ZooError(
             f'model "{spec.name}": unknown backend "{spec.backend}"; known are {", ".join(sorted(BACKENDS))}'
         ) from None
-    return cast(Backend, getattr(import_module(module), name)(spec, batch_size=batch_size))
+    with collector_paused(for_good=module not in sys.modules):
+        kind = getattr(import_module(module), name)
+    return cast(Backend, kind(spec, batch_size=batch_size))

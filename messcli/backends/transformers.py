@@ -31,6 +31,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from messcli.backends import collector_paused
 from messcli.errors import ModelError, ModelTooLarge
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
@@ -103,7 +104,8 @@ class TransformersBackend:
         )
         options = self._load_options()
         try:
-            model, report = kind.from_pretrained(self.spec.path, **options, output_loading_info=True)
+            with collector_paused():
+                model, report = kind.from_pretrained(self.spec.path, **options, output_loading_info=True)
         except Exception as error:
             _free_memory()
             raise self._explained(error) from error
@@ -132,9 +134,10 @@ class TransformersBackend:
             _quiet()
             self._check_folder()
             try:
-                self._cached_config = transformers.AutoConfig.from_pretrained(
-                    self.spec.path, **self._file_options()
-                )
+                with collector_paused():  # the first one imports a quarter of transformers
+                    self._cached_config = transformers.AutoConfig.from_pretrained(
+                        self.spec.path, **self._file_options()
+                    )
             except Exception as error:
                 raise self._explained(error) from error
         return self._cached_config
@@ -540,10 +543,15 @@ class TransformersBackend:
         self._synchronize()
         return [Generation("", prompt_tokens, output_tokens)] * batch_size
 
+    @property
+    def _vocabulary(self) -> int:
+        """How many token ids the loaded model takes."""
+        return int(self._model.get_input_embeddings().num_embeddings)
+
     def _random_prompts(self, prompt_tokens: int, count: int) -> list[array[int]]:
         tokenizer = self._tokenizer
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        known = min(len(tokenizer), self._model.get_input_embeddings().num_embeddings)
+        known = min(len(tokenizer), self._vocabulary)
         ordinary = [index for index in range(known) if index not in special]
         rng = random.Random(prompt_tokens)  # noqa: S311  # drawn to be repeatable, not secret
         return [array("l", rng.choices(ordinary, k=prompt_tokens)) for _ in range(count)]

@@ -244,6 +244,10 @@ class VllmBackend(TransformersBackend):
         self._answers([list(ids) for ids in prompts], [parameters] * batch_size)
         return [Generation("", prompt_tokens, output_tokens)] * batch_size
 
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._config.get_text_config().vocab_size)
+
     def _answers(self, prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
         with self._logging():
             try:
