@@ -88,10 +88,13 @@ def main() -> None:
     "--v",
     type=click.FloatRange(min=0, min_open=True),
     metavar="V",
-    help="Weight of energy against the SLA (equation 3).",
+    help="Weight of energy against the SLA (equation 3). Default: found by the program.",
 )
 @click.option(
-    "--c", type=click.FloatRange(min=0), metavar="C", help="Exploration: p_t = min(1, C / cube root of t)."
+    "--c",
+    type=click.FloatRange(min=0),
+    metavar="C",
+    help="Exploration: p_t = min(1, C / cube root of t). Default: 3 with --v, else 0.05 after some in a row.",
 )
 @click.option(
     "--learn",
@@ -106,6 +109,13 @@ def main() -> None:
     default="ridge",
     show_default=True,
     help="How accuracy is predicted from a prompt.",
+)
+@click.option(
+    "--serve",
+    type=click.Choice(["largest", "best"]),
+    default="largest",
+    show_default=True,
+    help="What an exploration serves. `best` picks by the reference, so the reported accuracy flatters.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which requests are explored.")
 @click.option(
@@ -638,8 +648,10 @@ def _sla_line(summary: Summary, plan: str, account: Any) -> str:
     alpha, mean = summary.alphas[plan], account.observed_mean
     parts = []
     if mean is not None:
-        verdict = "kept" if mean >= alpha else "MISSED"
+        verdict = "kept" if mean >= alpha - 1e-9 else "MISSED"
         parts.append(f"{mean:.4f} observed over {account.observed} requests, alpha {alpha:g}: SLA {verdict}")
+        if summary.serve == "best":
+            parts.append("explorations served the best answer, chosen by its reference (--serve best)")
     if account.estimated:
         parts.append(
             f"{account.estimated_sum / account.estimated:.4f} estimated over {account.estimated} without reference"

@@ -131,6 +131,7 @@ class Summary:
     largest: str
     largest_joules: float | None  # mean joules of the largest model, over all its calls that were read
     metric: str  # its signature
+    serve: str  # what explorations served
     predicted: Mapping[str, PredictionError]  # by how: "calibration" alone, and "adapted" to what was read
     period: str  # "" until one is named
     horizon: int | None
@@ -145,7 +146,7 @@ class Summary:
     def sla_missed(self) -> bool:
         """Whether any plan's observed mean accuracy is below its alpha."""
         means = {plan: account.observed_mean for plan, account in self.accounts.items()}
-        return any(mean is not None and mean < self.alphas[plan] for plan, mean in means.items())
+        return any(mean is not None and mean < self.alphas[plan] - 1e-9 for plan, mean in means.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -765,6 +766,7 @@ class _Run:
             largest=largest,
             largest_joules=sum(joules for joules, _ in reads) / requests if requests else None,
             metric=self._metric.signature,
+            serve=self._config.serve,
             stopped_by=stopped_by,
         )
 

@@ -847,6 +847,11 @@ def test_nvml_calibration_of_known_watts(nvml: dict[str, Any]) -> None:
     for name, truth in nvml["truth"].items():
         # sleeps end late on a busy machine: never less than the truth, and not much more
         assert all(0.98 * t <= r <= 1.25 * t + 0.02 for r, t in zip(nvml["read"][name], truth, strict=True))
+    for model in nvml["file"]["models"]:
+        for cell in model["cells"]:
+            # calls of milliseconds are billed the time between them too: never less than the truth
+            ratio = sum(cell["joules"]) / (WATTS * sum(cell["seconds"]))
+            assert 0.98 <= ratio <= 1.2
     model = nvml["file"]["models"][0]
     assert model["meter"] == "nvml"
     assert model["idle_watts"] == pytest.approx(WATTS, rel=0.02)

@@ -100,6 +100,11 @@ class VllmBackend(TransformersBackend):
                 self._close_log()
                 raise self._error(f"vLLM isn't installed ({error})", INSTALL) from error
             try:
+                self._sampling(Request("", ""))
+            except ValueError as error:
+                self._close_log()
+                raise self._error(f"generation: {' '.join(str(error).split())}", "Correct it") from error
+            try:
                 self._engine = LLM(**options)
             except Exception as error:
                 told = self._engine_error(error)

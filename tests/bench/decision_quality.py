@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--policy", default="mess+")
     parser.add_argument("--jobs", type=int, default=cores())
     options = parser.parse_args()
-    print("| table | at | alpha | static J | billed / static | min..max | kept | accuracy - alpha: mean, min |")
+    print(
+        "| table | at | alpha | static J | billed / static | min..max | kept | accuracy - alpha: mean, min |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for path in options.tables:
         table = read_table(path, scorer=lambda: load_metric(options.metric))

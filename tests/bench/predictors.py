@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--metric", default="rouge1", help="scores outputs that have no accuracy")
     options = parser.parse_args()
     bands = [band for band in BANDS if band[1] <= options.requests]
-    print("| table | predictor | " + " | ".join(f"{low}..{high}" for low, high in bands) + " | us per request |")
+    print(
+        "| table | predictor | " + " | ".join(f"{low}..{high}" for low, high in bands) + " | us per request |"
+    )
     print("|---|---|" + "---|" * len(bands) + "---|")
     for path in options.tables:
         table = read_table(path, scorer=lambda: load_metric(options.metric))
