@@ -5,6 +5,7 @@ Nothing heavy is imported here: `messcli --help` answers at once.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -45,7 +46,8 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "aut
 
 
 @click.group(cls=_Group, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="messcli")
+# MESSCLI_VERSION is what a build system may set: no option's variable
+@click.version_option(__version__, prog_name="messcli", allow_from_autoenv=False)
 def main() -> None:
     """Route a batch of prompts over a zoo of language models: the promised mean accuracy, for few joules.
 
@@ -323,9 +325,12 @@ def _numbers(low: float, high: float = float("inf"), *, low_open: bool = False) 
 
     def float_of(part: str) -> float:
         try:
-            return float(part)
+            number = float(part)
         except ValueError:
-            raise click.BadParameter(f"{part.strip()!r} is no number; write them as 0.1,1,10") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise click.BadParameter(f"{part.strip()!r} is no number; write them as 0.1,1,10")
+        return number
 
     return read
 
@@ -530,10 +535,12 @@ def report(path: str, alpha: float | None, as_json: bool, html_path: str | None)
     """
     import json
 
-    from messcli.report import make_report, report_lines, write_page
+    from messcli.report import make_report, report_lines
 
     found = make_report(path, alpha)
     if html_path is not None:
+        from messcli.page import write_page
+
         write_page(found, html_path)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
@@ -630,7 +637,9 @@ def summary_lines(summary: Summary) -> list[str]:
     failed = f", {summary.failed} failed" if summary.failed else ""
     done = f" ({summary.already_done} were done before)" if summary.already_done else ""
     rows.append(("requests", f"{summary.routed} routed{done}{failed}, {summary.explored} explored"))
-    if not summary.routed:
+    if summary.first_error is not None:
+        rows.append(("first error", summary.first_error))
+    elif not summary.routed:
         rows.append(("nothing to do", "every line of the input is finished"))
     share = {model: count / max(summary.routed, 1) for model, count in summary.served.items()}
     rows.append(("served by", ", ".join(f"{m} {n} ({share[m]:.0%})" for m, n in summary.served.items())))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from messcli.errors import MessError
 from messcli.plots import STYLE, Chart, Series
 from messcli.report import LEVEL, Promise, Reliability, Report, saved_words
 
@@ -36,6 +38,16 @@ th{color:var(--soft);font-weight:600;font-size:13px;border-top:0}th:first-child,
 .scroll{overflow-x:auto}td{white-space:nowrap}
 .served{background:var(--bar0)}.exploration{background:var(--bar1)}.overhead{background:var(--bar2)}
 """
+
+
+def write_page(report: Report, path: str) -> None:
+    """Write the report as a page. Raises MessError where `path` can't be written."""
+    try:
+        Path(path).write_text(page(report), encoding="utf-8")
+    except OSError as error:
+        raise MessError(
+            f"{path}: can't be written: {error.strerror}. Give a writable place with --html"
+        ) from None
 
 
 def page(report: Report) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.errors import InputError, MessError, StateError
+from messcli.errors import InputError, StateError
 from messcli.inputs import STDIN, open_input
 from messcli.state import APPLICATION_ID, SCHEMA_VERSION
 
@@ -159,18 +159,6 @@ class Report:
                 verdict=promise.verdict, certainty=promise.certainty, estimated_share=promise.estimated_share
             )
         return plain
-
-
-def write_page(report: Report, path: str) -> None:
-    """Write the report as one self-contained HTML page."""
-    from messcli.page import page
-
-    try:
-        Path(path).write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise MessError(
-            f"{path}: can't be written: {error.strerror}. Give a writable place with --html"
-        ) from None
 
 
 # ---- reading -------------------------------------------------------------------------------------

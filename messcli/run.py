@@ -5,7 +5,9 @@ Knows files and signals; prints nothing: it tells its caller, who has the termin
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ import safetensors.numpy
 
 from messcli.calibration import Calibration, find_calibration
 from messcli.controller import DEFAULT_PLAN, Account, Controller, Event
+from messcli.energy.meter import check_choice
 from messcli.engine import LOCAL, EngineConfig, open_live
 from messcli.errors import InputError, Interrupted, MessError, MeterError, StateError, UsageError
 from messcli.factory import Setup, create_controller
@@ -31,7 +34,7 @@ from messcli.metrics import Metric, load_metric
 from messcli.outcomes import Asked, Live
 from messcli.outputs import STDOUT
 from messcli.policy import VirtualQueue
-from messcli.records import Outcome, Rejected, Request, rejected_row, row_of
+from messcli.records import ROW_FIELDS, Outcome, Rejected, Request, rejected_row, row_of
 from messcli.state import Done, State
 from messcli.zoo import Zoo, load_zoo
 
@@ -137,6 +140,7 @@ class Summary:
     horizon: int | None
     period_requests: int  # routed in this period, all runs
     stopped_by: int | None = None  # signal number
+    first_error: str | None = None  # of this run's rows with `error`
 
     @property
     def overhead_joules(self) -> float:
@@ -183,6 +187,7 @@ def run_job(
     tell: Callable[[str], None],
 ) -> Summary:
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
+    _check(config)
     zoo = load_zoo(config.zoo)
     metric = load_metric(config.metric or zoo.metric or "bleu1")
     alphas = _alphas(config, zoo)
@@ -229,6 +234,41 @@ def run_job(
         else:
             state.suspend()
         return run.summary(feed.already_done, None if ended else stop.signal)
+
+
+def _check(config: RouteConfig) -> None:
+    """Refuse what can't be meant, before anything is read, loaded or written."""
+    if config.alpha is not None:
+        check_alpha(config.alpha)
+    for name, value in (("--v", config.v), ("--c", config.c)):
+        if value is not None and not 0 <= value < math.inf:
+            raise UsageError(f"{name} {value:g}: must be a number of at least 0")
+    check_choice(config.meter)
+    if not all(config.columns):
+        raise UsageError(
+            f"--fields {','.join(config.columns)}: a name is empty. Columns are id, {', '.join(ROW_FIELDS)}"
+        )
+    if config.output != STDOUT and Path(config.input).resolve() == Path(config.output).resolve():
+        raise UsageError(
+            f"{config.output}: is both the output and the input. Give the rows a file of their own"
+        )
+
+
+def _check_columns(columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Refuse what looks like a slip. A column that only some of the input's lines have is none."""
+    for column in columns:
+        close = difflib.get_close_matches(column, ROW_FIELDS, n=1, cutoff=0.8)
+        if column not in row and close:
+            raise UsageError(f"--fields: no column {column}; did you mean {close[0]}?")
+    if not row.keys() & set(columns):
+        raise UsageError(f"--fields {','.join(columns)}: no such column; a row has {', '.join(row)}")
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise UsageError for what is no mean accuracy."""
+    if not 0 <= alpha <= 1:  # false for NaN too
+        hint = f"; did you mean {alpha / 100:g}?" if 1 < alpha <= 100 else ""
+        raise UsageError(f"--alpha {alpha:g}: must be from 0 to 1{hint}")
 
 
 def _state_path(config: RouteConfig) -> Path | None:
@@ -578,6 +618,7 @@ class _Run:
         self._metric = metric
         self._served: Counter[str] = Counter()
         self._routed = self._failed = self._explored = self._unmetered = 0
+        self._first_error: str | None = None
         self._billed = 0.0
         self._overhead: Counter[str] = Counter()
         self._meters: dict[str, None] = {}
@@ -595,6 +636,7 @@ class _Run:
     def _done(self, line: Settled | Rejected) -> Done:
         if isinstance(line, Rejected):
             self._failed += 1
+            self._first_error = self._first_error or line.error
             row = self._row(line, self._source.names) if self._row else rejected_row(line)
             return Done(line.key, line.digest, self._dumps(row))
         request, decision = line.request, line.decision
@@ -604,6 +646,7 @@ class _Run:
         error = None
         if line.served is None:
             error = line.outcomes[decision.model].error
+            self._first_error = self._first_error or error
         else:
             outcome = line.outcomes[line.served]
             values.update(
@@ -666,6 +709,8 @@ class _Run:
 
     def _dumps(self, row: dict[str, Any]) -> str:
         if self._config.columns:
+            if self._routed + self._failed <= 1:  # before anything is committed
+                _check_columns(self._config.columns, row)
             row = {
                 name: row.get(name)
                 for name in (*self._config.columns, "error")
@@ -768,6 +813,7 @@ class _Run:
             metric=self._metric.signature,
             serve=self._config.serve,
             stopped_by=stopped_by,
+            first_error=self._first_error,
         )
 
 

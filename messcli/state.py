@@ -232,6 +232,8 @@ class State:
                 )
                 self._period = self.meta("period")
         except BaseException:
+            if hasattr(self, "_db"):  # opened, and then found to be damaged
+                self._db.close()
             if self._lock:
                 self._lock.release()
             raise

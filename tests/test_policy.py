@@ -165,7 +165,9 @@ def test_nothing_learnt_serves_the_largest_that_fits():
 def test_the_cheapest_mix_is_what_a_linear_programme_finds(models, target):
     from scipy.optimize import linprog
 
-    accuracies, joules = map(list, zip(*models, strict=True))
+    # the programme takes a constraint for met within 1e-7
+    accuracies, joules = [round(a, 3) for a, _ in models], [j for _, j in models]
+    target = round(target, 3)
     low, high, share = cheapest_mix(accuracies, joules, target)
     cost = (1 - share) * joules[low] + share * joules[high]
     answer = linprog(

@@ -389,7 +389,7 @@ def test_an_output_with_foreign_rows_is_left_alone(job: Job) -> None:
 def test_the_input_as_output(job: Job) -> None:
     job.write(requests(5))
     before = (job.folder / "in.jsonl").read_bytes()
-    job.route("-o", "in.jsonl", status=1)
+    assert "both the output and the input" in error_of(job.route("-o", "in.jsonl", status=2))
     assert (job.folder / "in.jsonl").read_bytes() == before
 
 

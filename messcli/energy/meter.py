@@ -202,6 +202,13 @@ class Meter:
             counter.close()
 
 
+def check_choice(choice: str) -> None:
+    """Raise UsageError for a `--meter` that names none."""
+    if choice != AUTO and choice not in METERS and not choice.startswith("replay:"):
+        known = ", ".join([AUTO, *METERS, "replay:FILE"])
+        raise UsageError(f"--meter {choice}: unknown meter; known are {known}")
+
+
 def open_meter(
     choice: str, devices: Sequence[str], cpu_watts: float | None = None, others: Others = ()
 ) -> Meter:
@@ -214,9 +221,7 @@ def open_meter(
     """
     if choice.startswith("replay:"):
         return Meter({}, {}, choice=choice, replay=Replay(choice.removeprefix("replay:")))
-    if choice != AUTO and choice not in METERS:
-        known = ", ".join([AUTO, *METERS, "replay:FILE"])
-        raise UsageError(f"--meter {choice}: unknown meter; known are {known}")
+    check_choice(choice)
 
     counters: dict[str, Counter] = {}
     sources: dict[str, tuple[str, ...]] = {}

@@ -1,0 +1,158 @@
+"""The documentation says what the code does: examples run, fields and commands are there, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import doctest
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from messcli import api, errors
+from messcli.backends import BACKENDS
+from messcli.cli import main
+from messcli.energy.meter import METERS
+from messcli.factory import POLICIES
+from messcli.metrics import METRICS
+from messcli.predictors import PREDICTORS
+from messcli.records import ROW_FIELDS
+from messcli.zoo import ModelSpec
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "messcli"
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["api.md", "extending.md"])
+def test_examples_print_what_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    failures, tried = doctest.testfile(
+        str(DOCS / name), module_relative=False, optionflags=doctest.ELLIPSIS, encoding="utf-8"
+    )
+    assert (failures, tried > 3) == (0, True)
+
+
+def test_the_api_page_names_what_there_is() -> None:
+    page = text_of("docs/api.md")
+    assert [name for name in api.__all__ if f"`{name}`" not in page] == []
+
+
+def test_importing_the_api_loads_no_torch() -> None:
+    code = "import sys, messcli.api; sys.exit(bool({'torch', 'transformers', 'click'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = text_of("README.md")
+    assert [name for name in main.commands if f"messcli {name}" not in readme and name != "rows"] == []
+
+
+def test_every_field_is_documented() -> None:
+    page = text_of("docs/formats.md")
+    zoo_fields = {field.name for field in dataclasses.fields(ModelSpec)} - {"path_written"}
+    assert [name for name in (*ROW_FIELDS, *sorted(zoo_fields)) if f"`{name}`" not in page] == []
+
+
+def test_every_registered_name_is_documented() -> None:
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
+    names = {*BACKENDS, *METERS, *POLICIES, *METRICS, *PREDICTORS}
+    assert [name for name in sorted(names) if f"`{name}`" not in everything] == []
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = text_of("docs/exit-codes.md")
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert [code for code in sorted(codes) if f"| {code} |" not in page] == []
+
+
+def pages() -> Iterator[Path]:
+    yield from ROOT.glob("*.md")
+    yield from DOCS.rglob("*.md")
+    yield from (ROOT / "samples").glob("*.md")
+
+
+@pytest.mark.parametrize("page", sorted(pages()), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [
+        target for target in targets if target and "://" not in target and not target.startswith("mailto:")
+    ]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+# --- imports point down only (CONTRIBUTING.md) ---
+
+LAYERS: tuple[frozenset[str], ...] = tuple(
+    frozenset(names.split())
+    for names in (
+        "__init__ errors",
+        "records",
+        "inputs outputs features metrics zoo policy plots energy",
+        "ridge",
+        "predictors multiplier calibration backends",
+        "controller outcomes state",
+        "factory loop engine tables",
+        "run simulate",
+        "calibrate report record figures",
+        "page advice evidence",
+        "judge api",
+        "cli",
+        "man __main__",
+    )
+)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of messcli that a file imports when it runs; what is for type checkers only doesn't count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "messcli":
+            yield from (
+                [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("messcli."))
+
+
+def layer(module: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if module in names)
+
+
+def test_imports_point_down() -> None:
+    upward = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "bundled":  # made by a script of its own; nothing imports it
+            continue
+        for name in imported(path):
+            target = "__init__" if name == "__version__" else name
+            if target != part and layer(target) >= layer(part) and target != "__init__":
+                upward.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert upward == []
+
+
+def test_only_the_command_line_knows_click() -> None:
+    knowing = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"^\s*(import|from) click", path.read_text(), re.M)
+    }
+    assert knowing == {"cli.py", "man.py"}

@@ -1,0 +1,75 @@
+"""What is installed: the code, the bundled zoo with its weights, the manual pages, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import messcli
+
+ROOT = Path(__file__).parent.parent
+PYTHON_FILES = sorted([*ROOT.glob("messcli/**/*.py"), *ROOT.glob("tests/**/*.py")])
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", messcli.__version__)
+    literal = [path.name for path in PYTHON_FILES if f'"{messcli.__version__}"' in path.read_text("utf-8")]
+    assert literal == ["__init__.py"]
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_types_are_announced() -> None:
+    assert (ROOT / "messcli" / "py.typed").is_file()
+
+
+def test_files_are_python_3_10() -> None:
+    for path in PYTHON_FILES:
+        ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 10))
+
+
+def expected() -> set[str]:
+    """Every file under messcli/, but what Python makes."""
+    files = (
+        path for path in (ROOT / "messcli").rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    )
+    return {path.relative_to(ROOT).as_posix() for path in files}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_code_zoo_and_manual(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(pip, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.name == f"messcli-{messcli.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    inside = {name for name in names if name.startswith("messcli/")}
+    assert inside == expected()
+    assert {f"messcli/bundled/{size}/model.safetensors" for size in ("small", "medium", "large")} <= inside
+    manual = {name.rpartition("/")[2] for name in names if "/data/share/man/man1/" in name}
+    assert manual == {path.name for path in (ROOT / "man").iterdir()}
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_what_a_packager_needs(tmp_path: Path) -> None:
+    pytest.importorskip("build", reason="the source archive is made by `python -m build`")
+    command = [sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert expected() <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py", "samples/tour.sh"} <= names
+    tops = {name.partition("/")[0] for name in names}
+    assert tops <= {
+        "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "constraints-cpu.txt", "docs",
+        "man", "messcli", "pyproject.toml", "samples", "tests", ".gitignore",
+    }  # fmt: skip
+    assert not [name for name in names if name.endswith((".pyc", ".state", ".state.lock", ".partial"))]
