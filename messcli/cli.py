@@ -57,6 +57,8 @@ def main() -> None:
 
     stdout carries data only; everything else goes to stderr.
     """
+    # The predictors' matrices are small: numpy's threads would only spin. (Models run on torch's own.)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @main.command(short_help="Route a file of prompts: the main job.")

@@ -330,13 +330,14 @@ class _RecentRequests:
 
     def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
         size = len(self._texts)
-        versions = np.array([predictor.version, joules.version])
-        if (versions != self._versions).any() or np.isnan(self._estimates[:size]).any():
-            if not predictor.samples.all() or not joules.version:
-                return None
+        if not predictor.samples.all() or not joules.version:
+            return None
+        changed = np.array([predictor.version, joules.version]) != self._versions
+        if changed[0] or np.isnan(self._estimates[:size]).any():
             self._estimates[:size] = predictor.predict_many([predictor.encode(text) for text in self._texts])
+        if changed[1] or np.isnan(self._joules[:size]).any():
             self._joules[:size] = joules.predict_many([joules.encode(text) for text in self._texts])
-            self._versions = versions
+        self._versions[:] = predictor.version, joules.version
         return Recent(self._estimates[:size], self._joules[:size], predictor.samples)
 
     def state(self) -> dict[str, NDArray[Any]]:

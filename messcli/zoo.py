@@ -82,6 +82,9 @@ class ModelSpec:
     trust_remote_code: bool = False
     allow_pickle: bool = False  # False: safetensors only
     batch_size: int | None = None  # None: what the command line says, else chosen by memory
+    threads: int | None = (
+        None  # on the CPU; None: as torch likes. One is best for tiny models: more only spin
+    )
     memory_share: float | None = None  # vllm: of its device's memory, key-value cache included
     base_url: str | None = None  # openai: where the server is; `path` is the model's name there
     api_key_env: str | None = None  # openai: the environment variable that holds the key
@@ -372,6 +375,7 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "trust_remote_code": _boolean,
     "allow_pickle": _boolean,
     "batch_size": _count,
+    "threads": _count,
     "memory_share": _share,
     "base_url": _url,
     "api_key_env": _variable,

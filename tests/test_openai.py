@@ -428,7 +428,8 @@ def test_transformers_serve_answers_as_the_model_does_here(serving, tmp_path):
     file = tmp_path / "zoo.toml"
     file.write_text(served)
     asked = [
-        Request(id=n, prompt=json.loads(line)["prompt"]) for n, line in enumerate(SAMPLES.open()) if n < 12
+        Request(id=n, prompt=json.loads(line)["prompt"])
+        for n, line in enumerate(SAMPLES.read_text().splitlines()[:12])
     ]
     made = OpenAIBackend(load_zoo(file).models[-1], batch_size=None)
     assert made.generate(asked) == TransformersBackend(LARGE, batch_size=None).generate(asked)

@@ -20,6 +20,7 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -40,6 +41,7 @@ INSTALL = "pip install 'messcli[ray]'"
 START_SECONDS = 600.0  # within which a model's first actor has started and loaded
 RESTART_SECONDS = 60.0  # how long a window waits for a new actor of a model that has lost its last one
 _AGAIN = "Look after the cluster, and run the same command again to go on"
+_CONNECT_SECONDS = 10.0
 _REPLAY = "replay:"
 
 
@@ -499,6 +501,7 @@ def connect(address: str | None, tell: Callable[[str], None]) -> _Shared:
         raise UsageError(f"--engine ray needs Ray ({error}). {INSTALL}") from error
     if ray.is_initialized():
         return _Shared(ray, tell, connected=False)
+    _check_port(address or os.environ.get("RAY_ADDRESS"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(
@@ -524,6 +527,20 @@ def connect(address: str | None, tell: Callable[[str], None]) -> _Shared:
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # Ray takes SIGTERM for itself
     return _Shared(ray, tell, connected=True)
+
+
+def _check_port(address: str | None) -> None:
+    """Raises UsageError where nothing answers at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or this machine
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"no Ray cluster could be reached at {address} ({error.strerror or error}). Start one by "
+            "`ray start --head`, or correct --address"
+        ) from error
 
 
 def _needs(spec: ModelSpec) -> dict[str, float]:

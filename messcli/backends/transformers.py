@@ -120,6 +120,14 @@ class TransformersBackend:
         # generate() fills what is None in ours from the model's own, sampling temperature included
         model.generation_config = self._generation_config
         self._model = model
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One token, so that what happens once (lazy imports, kernels) is billed to loading, not to a request."""
+        config = copy.deepcopy(self._generation_config)
+        config.update(min_new_tokens=1, max_new_tokens=1, stop_strings=None)
+        self._run([array("l", [0])], Request("warm-up", ""), config)
+        self._synchronize()
 
     def unload(self) -> None:
         """Drop the weights and give their memory back; the tokenizer stays."""
@@ -578,7 +586,9 @@ class TransformersBackend:
             span = slice(0, len(ids)) if self._config.is_encoder_decoder else slice(width - len(ids), width)
             tokens[row, span] = torch.tensor(ids, dtype=torch.long)
             mask[row, span] = 1
-        extra = {"tokenizer": self._tokenizer} if config.stop_strings else {}
+        extra = {"tokenizer": self._tokenizer} if self._generation_config.stop_strings else {}
+        if self.spec.threads is not None:
+            torch.set_num_threads(self.spec.threads)  # for the whole process; models take turns
         try:
             with torch.inference_mode(), self._seeded(first):
                 output = model.generate(
