@@ -117,15 +117,20 @@ class TransformersBackend:
             )
         model.eval()
         self._generation_config = self._generation_options(model.generation_config)
+        self._model = model
+        try:
+            self._warm_up()
+        except ModelError:
+            self.unload()
+            raise
         # generate() fills what is None in ours from the model's own, sampling temperature included
         model.generation_config = self._generation_config
-        self._model = model
-        self._warm_up()
 
     def _warm_up(self) -> None:
         """One token, so that what happens once (lazy imports, kernels) is billed to loading, not to a request."""
         config = copy.deepcopy(self._generation_config)
         config.update(min_new_tokens=1, max_new_tokens=1, stop_strings=None)
+        self._model.generation_config = config
         self._run([array("l", [0])], Request("warm-up", ""), config)
         self._synchronize()
 
