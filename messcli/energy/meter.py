@@ -98,17 +98,19 @@ Opener = Callable[[str, "float | None", Others], Counter]  # (device, cpu_watts,
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class MeterKind:
+    """An entry of METERS."""
+
     opener: str  # module:function, an Opener; loaded only when used
     devices: tuple[str, ...]  # what `auto` takes it for, by the part of the device's name before ":"
     host: bool = False  # one counter stands for every device that is given to it
 
 
 # In order of preference: `auto` takes the first that serves the device and can be opened.
-METERS: dict[str, _Kind] = {
-    "nvml": _Kind("messcli.energy.nvml:open_nvml", devices=("cuda",)),
-    "rapl": _Kind("messcli.energy.cpu:open_rapl", devices=(CPU,)),
-    "estimate": _Kind("messcli.energy.cpu:open_estimate", devices=(CPU,), host=True),
+METERS: dict[str, MeterKind] = {
+    "nvml": MeterKind("messcli.energy.nvml:open_nvml", devices=("cuda",)),
+    "rapl": MeterKind("messcli.energy.cpu:open_rapl", devices=(CPU,)),
+    "estimate": MeterKind("messcli.energy.cpu:open_estimate", devices=(CPU,), host=True),
 }
 
 _LEAST_DIRECT_FIRST = ("estimate", "rapl", "nvml")
