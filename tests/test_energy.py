@@ -389,7 +389,9 @@ def test_replayed_bills_are_the_recorded_ones_and_have_no_overhead(tmp_path: Pat
 def kinds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The table of meters with RAPL's sysfs under a folder of the test's (empty at first)."""
     monkeypatch.setitem(
-        meter_module.METERS, "rapl", meter_module.MeterKind("tests_energy_openers:open_rapl", devices=("cpu",))
+        meter_module.METERS,
+        "rapl",
+        meter_module.MeterKind("tests_energy_openers:open_rapl", devices=("cpu",)),
     )
     module = ModuleType("tests_energy_openers")
     module.open_rapl = lambda device, watts, others: RaplCounter(tmp_path)  # type: ignore[attr-defined]
