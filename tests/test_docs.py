@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import doctest
+import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -44,6 +47,26 @@ def test_examples_print_what_they_say(name: str, monkeypatch: pytest.MonkeyPatch
 def test_the_api_page_names_what_there_is() -> None:
     page = text_of("docs/api.md")
     assert [name for name in api.__all__ if f"`{name}`" not in page] == []
+
+
+def test_the_picture_is_drawn_from_rows(tmp_path: Path) -> None:
+    def row(number: int) -> dict[str, object]:
+        return {"model": ("small", "large")[number % 2], "queue": number / 10, "explored": number < 3}
+
+    failed = {"model": None, "error": "too long"}
+    rows = "".join(json.dumps(row) + "\n" for row in [*map(row, range(40)), failed])
+    (tmp_path / "out.jsonl").write_text(rows, encoding="utf-8")
+    subprocess.run(
+        [sys.executable, DOCS / "draw_queue.py", "out.jsonl", "picture.svg"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    for picture in (tmp_path / "picture.svg", DOCS / "queue.svg"):
+        drawn = ElementTree.parse(picture).getroot()  # noqa: S314  # our own
+        texts = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"explored", "small", "medium", "large"} <= texts
+        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) >= 3
 
 
 def test_importing_the_api_loads_no_torch() -> None:
