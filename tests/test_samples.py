@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import GenerationConfig
+from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
+from messcli.backends import create
 from messcli.tables import read_table
 from messcli.zoo import load_zoo
 
@@ -25,6 +28,31 @@ def test_a_zoo_file_is_one(path: Path) -> None:
     assert zoo.alpha is not None
     assert zoo.metric is not None
     assert zoo.description is not None
+
+
+@pytest.mark.parametrize("path", ZOOS, ids=lambda path: path.stem)
+def test_the_backends_take_the_options(path: Path) -> None:
+    """As far as that can be told without the models: their names, and none without effect."""
+    for model in load_zoo(path).models:
+        create(model, batch_size=None)
+        options = dict(model.generation)
+        if model.backend == "transformers":
+            if (language := options.pop("forced_bos_token", None)) is not None:
+                assert {language, model.tokenizer["src_lang"]} <= set(FAIRSEQ_LANGUAGE_CODES)
+            assert set(options) <= set(GenerationConfig().to_dict())
+        if not options.get("do_sample"):
+            assert not {"temperature", "top_p", "top_k", "min_p"} & set(options)
+
+
+def test_vllm_engines_fit_on_their_card() -> None:
+    shares: dict[str, float] = {}
+    for path in ZOOS:
+        for model in load_zoo(path).models:
+            if model.backend == "vllm":
+                key = f"{path.stem} {model.device}"
+                shares[key] = shares.get(key, 0.0) + (model.memory_share or 0.0)
+    assert shares
+    assert all(0 < share <= 0.95 for share in shares.values())
 
 
 def test_every_sample_is_in_the_table() -> None:
