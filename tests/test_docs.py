@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import click
 import pytest
 
 from messcli import api, errors
@@ -83,6 +84,15 @@ def test_every_field_is_documented() -> None:
     page = text_of("docs/formats.md")
     zoo_fields = {field.name for field in dataclasses.fields(ModelSpec)} - {"path_written"}
     assert [name for name in (*ROW_FIELDS, *sorted(zoo_fields)) if f"`{name}`" not in page] == []
+
+
+def test_every_variable_is_documented() -> None:
+    """An option's variable is named after the option, or stands in the list of those that aren't."""
+    page = text_of("docs/install.md")
+    for command in main.commands.values():
+        for option in (param for param in command.params if isinstance(param, click.Option)):
+            names = {long.lstrip("-").replace("-", "_") for long in option.opts}
+            assert option.name in names or f"in `{option.name.upper()}`" in page, option.opts
 
 
 def test_every_registered_name_is_documented() -> None:

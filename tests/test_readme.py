@@ -44,8 +44,6 @@ QUICK = ("A pipe with jq",)  # sections that load models and are still part of t
 
 # What keeps the commands short here, by the options' own variables: the command line stays the reader's.
 SHORT = {
-    "MESSCLI_ROUTE_LIMIT": "70",
-    "MESSCLI_RECORD_LIMIT": "40",
     "MESSCLI_CALIBRATE_BUDGET_SECONDS": "2",
     "MESSCLI_SIMULATE_ORDERS": "2",
 }
@@ -160,7 +158,7 @@ def folder(tmp_path: Path) -> Path:
     for file in (tmp_path / "samples" / "zoos").glob("*.toml"):
         file.write_text(stand_in(load_zoo(file)), encoding="utf-8")
     lines = (SAMPLES / "requests.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "requests.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "requests.jsonl").write_text("".join(lines[:70]), encoding="utf-8")
     (tmp_path / "requests.jsonl.gz").write_bytes(gzip.compress("".join(lines[:40]).encode()))
     (tmp_path / "labelled.jsonl").write_text("".join(lines[:60]), encoding="utf-8")
     later = [json.loads(line) for line in lines[60:120]]
@@ -192,7 +190,7 @@ def run(step: Step, folder: Path) -> None:
         env={**own, **SHORT, "PATH": f"{folder / 'bin'}{os.pathsep}{own['PATH']}"},
     )
     interrupted = bool(step.shown) and step.shown[0] == "^C"
-    if interrupted:  # as soon as there are rows, but for a run that has just done them all
+    if interrupted:  # as soon as there are rows
         output = folder / step.command.split(" -o ")[1].split()[0]
         while process.poll() is None and not (output.exists() and output.stat().st_size):
             time.sleep(0.02)
