@@ -45,7 +45,7 @@ from messcli.errors import CalibrationError, StateBusy, UsageError
 from messcli.inputs import InputFields, open_input, read_requests
 from messcli.outputs import STDOUT
 from messcli.records import Generation, Rejected, Request
-from messcli.run import Stop, stop_signals
+from messcli.signals import Stop, stop_signals
 from messcli.zoo import Zoo, load_zoo
 
 BUDGET_SECONDS = 600.0

@@ -22,8 +22,14 @@ from typing import Any
 
 from messcli.errors import MetricError
 
+ROUNDING = 1e-9  # how far a mean may be below alpha by summing floats in another order
 _NOISE = 1e-6  # how far out of [0, 1] a user's score may be by rounding
 _CACHED_LINES = 4096
+
+
+def keeps(mean: float, alpha: float) -> bool:
+    """Whether a mean accuracy keeps the promise of alpha."""
+    return mean >= alpha - ROUNDING
 
 
 @dataclass(frozen=True, slots=True)

@@ -420,11 +420,6 @@ class State:
         return digest
 
     @property
-    def finished(self) -> int:
-        """How many lines are finished."""
-        return int(self._next_seq) - 1
-
-    @property
     def t(self) -> int:
         """The number of the last request."""
         with self._faults():
@@ -525,11 +520,13 @@ class State:
             [(*key, joules, requests) for key, (joules, requests) in energy.items()],
         )
 
-    def energy(self) -> dict[tuple[str, str, str], tuple[float, int]]:
-        """Joules and requests by (model, kind, meter), over all runs."""
+    def mean_joules(self, model: str) -> float | None:
+        """Of a call of `model`, per request, over all runs; None where none was read."""
         with self._faults():
-            rows = self._db.execute("SELECT model, kind, meter, joules, requests FROM energy").fetchall()
-        return {(model, kind, meter): (joules, requests) for model, kind, meter, joules, requests in rows}
+            mean: float | None = self._scalar(
+                "SELECT sum(joules) / sum(requests) FROM energy WHERE model = ?", model
+            )
+        return mean
 
     # ---- the output ------------------------------------------------------------------------------
 

@@ -96,14 +96,15 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "__init__ errors",
-        "records",
+        "records signals",
         "inputs outputs features metrics zoo policy plots energy",
         "ridge",
         "predictors multiplier calibration backends",
         "controller outcomes state",
         "factory loop engine tables",
-        "run simulate",
-        "calibrate report record figures",
+        "resume summary",
+        "run calibrate simulate",
+        "report record figures",
         "page advice evidence",
         "judge api",
         "cli",
