@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from messcli.energy import Weight
 from messcli.energy.nvml import driver_version, visible_cards
 from messcli.errors import CalibrationError, MeterError
+from messcli.outputs import sync_folder
 from messcli.ridge import EnergyPrior
 from messcli.zoo import BUNDLED_ZOO, Zoo
 
@@ -336,11 +337,7 @@ def save(path: Path, text: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         fresh.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name too
-        finally:
-            os.close(folder)
+        sync_folder(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise CalibrationError(f"{path}: can't be written: {error.strerror}. Name another -o") from error

@@ -450,7 +450,7 @@ def simulate(models: str | None, quiet: bool, **options: Any) -> None:
     messcli simulate outcomes.jsonl --alpha 0.7 --v 0.01,0.1,1 --c 1,3 --out results.jsonl --plot plots
     messcli simulate outcomes.jsonl --alpha 0.7 --best
     """
-    from messcli.judge import JudgeConfig, judge
+    from messcli.simulate.judge import JudgeConfig, judge
 
     config = JudgeConfig(models=_names(models), **options)
     with _counting_bar("simulate", quiet) as on_progress:
@@ -482,13 +482,15 @@ def report(path: str, alpha: float | None, as_json: bool, html_path: str | None)
     """
     import json
 
-    from messcli.report import make_report, report_lines
+    from messcli.report import make_report
+    from messcli.report.text import report_lines
 
     found = make_report(path, alpha)
     if html_path is not None:
-        from messcli.page import write_page
+        from messcli.outputs import write_text
+        from messcli.report.page import page
 
-        write_page(found, html_path)
+        write_text(Path(html_path), page(found), "--html")
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
         return

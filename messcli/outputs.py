@@ -185,6 +185,17 @@ def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
     return opened
 
 
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write a file the user asked for by `option`; raises MessError where that can't be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MessError(
+            f"{path}: can't be written: {error.strerror}. Give a writable place with {option}"
+        ) from None
+
+
 def sync_folder(path: Path) -> None:
     """Make a new file's name survive a power cut, where the file system can."""
     with suppress(OSError):  # some network file systems don't sync folders, and some folders can't be read

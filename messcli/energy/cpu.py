@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from messcli.energy.meter import CounterReset, Heartbeat
+from messcli.energy.counter import CounterReset, Heartbeat
 from messcli.errors import MeterError
 
 POWERCAP = Path("/sys/class/powercap")

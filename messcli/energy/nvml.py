@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from messcli.energy.meter import CounterReset, Heartbeat
+from messcli.energy.counter import CounterReset, Heartbeat
 from messcli.errors import MeterError
 
 COUNTER_PERIOD_SECONDS = 0.1  # how often cards since Volta update the counter
