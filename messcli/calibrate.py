@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ from messcli.inputs import InputFields, open_input, read_requests
 from messcli.outputs import STDOUT
 from messcli.records import Generation, Rejected, Request
 from messcli.signals import Stop, stop_signals
-from messcli.zoo import Zoo, load_zoo
+from messcli.zoo import ModelSpec, Zoo, load_zoo
 
 BUDGET_SECONDS = 600.0
 QUICK_SECONDS = 40.0
@@ -183,13 +183,7 @@ def calibrate(
         raise UsageError("--meter replay reads no energy. Calibrate with auto, nvml, rapl or estimate")
     output = config.output or str(default_path(zoo))
     budget = config.budget_seconds or (QUICK_SECONDS if config.quick else BUDGET_SECONDS)
-    backends = [create(spec, batch_size=config.batch_size) for spec in zoo.models]
-    for backend in backends:
-        if not isinstance(backend, Exact):
-            raise CalibrationError(
-                f'model "{backend.spec.name}": the {backend.spec.backend} backend can\'t be made to answer with '
-                "exact lengths. Route without a calibration: E_m is learnt from its own readings"
-            )
+    backends = [_exact_backend(spec, config.batch_size) for spec in zoo.models]
     prompts = _read_prompts(config, tell)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "cell"))
@@ -219,6 +213,20 @@ def calibrate(
         if stop.signal is None:
             kept.finish(calibration.dumps())
         return CalibrateSummary(calibration, output, job.readings, seconds, stop.signal)
+
+
+class _ExactBackend(Backend, Exact, Protocol):
+    """What can be measured."""
+
+
+def _exact_backend(spec: ModelSpec, batch_size: int | None) -> _ExactBackend:
+    backend = create(spec, batch_size=batch_size)
+    if isinstance(backend, Exact):
+        return backend
+    raise CalibrationError(
+        f'model "{spec.name}": the {spec.backend} backend can\'t be made to answer with exact lengths. Route '
+        "without a calibration: E_m is learnt from its own readings"
+    )
 
 
 def _read_prompts(config: CalibrateConfig, tell: Callable[[str], None]) -> list[Request]:
@@ -371,8 +379,7 @@ def _setup(
 class _Model:
     """What is decided for a model before it is measured."""
 
-    backend: Backend
-    exact: Exact
+    backend: _ExactBackend
     batch_size: int
     meter: str
     least_seconds: float  # of a reading
@@ -415,7 +422,7 @@ class _Job:
         self,
         config: CalibrateConfig,
         zoo: Zoo,
-        backends: Sequence[Backend],
+        backends: Sequence[_ExactBackend],
         meter: Meter,
         prompts: Sequence[Request],
         stop: Stop,
@@ -444,7 +451,6 @@ class _Job:
 
     def plan(self) -> None:
         for backend in self._backends:
-            assert isinstance(backend, Exact)  # noqa: S101  # `calibrate` has refused the others
             samples = self._samples(backend)
             lengths = np.array([len(request.prompt) for request in samples], float)
             tokens = np.array([backend.prompt_tokens(request) for request in samples], float)
@@ -454,7 +460,6 @@ class _Job:
             sources = self._meter.sources(backend.devices)
             period = max(self._meter.counters[source].period for source in sources)
             model = _Model(
-                backend,
                 backend,
                 self._batch_size(backend, probe),
                 self._meter.kind(backend.devices),
@@ -587,7 +592,7 @@ class _Job:
         model = self._models[name]
 
         def call() -> Any:
-            return model.exact.generate_exactly(prompt_tokens, output_tokens, model.batch_size)
+            return model.backend.generate_exactly(prompt_tokens, output_tokens, model.batch_size)
 
         began = time.monotonic()
         if key not in self._seconds:
