@@ -1,6 +1,6 @@
 """calibration.json: what a request costs with each model, by its lengths, as `messcli calibrate` measured it.
 
-Knows the file, the energy model and whether both fit a run; measures nothing. `calibrate.py` writes it,
+Knows the file, the energy model and whether both fit a run; measures nothing. `calibrate` writes it,
 `route` reads it.
 """
 
