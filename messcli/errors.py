@@ -76,3 +76,9 @@ class StateBusy(StateError):
 
 class OutcomesError(MessError):
     """An outcomes table that is malformed or lacks an outcome that was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library raised, in one line without its last stop."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}".rstrip(".: ")
