@@ -50,9 +50,11 @@ class Coefficients:
     attention_joules: float  # d
 
     def joules(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Of one request of these lengths."""
         return float(terms(prompt_tokens, output_tokens) @ np.array(self.values()))
 
     def values(self) -> tuple[float, ...]:
+        """e0, a, b, d."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
@@ -82,6 +84,7 @@ class Cell:
 
     @property
     def mean_joules(self) -> float:
+        """Per request, gross."""
         return math.fsum(self.joules) / len(self.joules)
 
     def net_joules(self, idle_watts: float) -> tuple[float, ...]:
@@ -101,6 +104,7 @@ class Cell:
 
     @property
     def converged(self) -> bool:
+        """Whether it is known well enough: INTERVAL, over at least FEWEST_REPETITIONS."""
         half = self.half_interval
         return (
             len(self.joules) >= FEWEST_REPETITIONS
@@ -171,6 +175,7 @@ class Calibration:
     path: Path | None = None
 
     def of(self, name: str) -> ModelCalibration:
+        """The model `name`, which must be there."""
         return next(model for model in self.models if model.name == name)
 
     def prior(self, names: Sequence[str]) -> EnergyPrior:
@@ -186,6 +191,7 @@ class Calibration:
 
     @property
     def converged(self) -> bool:
+        """Whether every cell of every model has."""
         return all(cell.converged for model in self.models for cell in model.cells)
 
     @property

@@ -181,6 +181,7 @@ class Lock:
             return False
 
     def release(self) -> None:
+        """Let another process have it, and remove the file."""
         self._path.unlink(missing_ok=True)
         self.drop()
 
@@ -350,6 +351,7 @@ class State:
             return self._plain(self._scalar("SELECT value FROM meta WHERE name = ?", name))
 
     def set_meta(self, name: str, value: Any) -> None:
+        """Store a setting, as JSON."""
         with self._transaction() as db:
             self._set_meta(db, name, value)
 

@@ -138,6 +138,7 @@ class Zoo:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The models', smallest first."""
         return tuple(model.name for model in self.models)
 
     @property

@@ -90,6 +90,7 @@ class Worker:
         return self._backend.plan(requests)
 
     def answer(self, batch: Sequence[Request]) -> _Answer:
+        """Answer a batch and bill it; waits while other actors use the same counters."""
         if self._meter is None:
             unbilled = [Billed(g, None, None, "none") for g in self._backend.generate(batch)]
             return _Answer(unbilled, [], [])

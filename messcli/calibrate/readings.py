@@ -141,6 +141,7 @@ class Kept:
                     self.readings[model.name, cell.prompt_tokens, cell.output_tokens] = pairs
 
     def add(self, key: Key, joules: float, seconds: float) -> None:
+        """Keep one reading, joules and seconds per request; it is on disk when this returns."""
         self.readings.setdefault(key, []).append((joules, seconds))
         if self._handle is not None:
             self._write([*key, joules, seconds])

@@ -124,6 +124,7 @@ class Meter:
                 )
 
     def close(self) -> None:
+        """Give all counters back."""
         for counter in self.counters.values():
             counter.close()
 

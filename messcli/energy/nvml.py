@@ -395,4 +395,5 @@ def _ours(pid: int) -> bool:
 
 
 def open_nvml(device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]) -> NvmlCounter:
+    """An `Opener` for the table of meters."""
     return NvmlCounter(device)

@@ -56,6 +56,7 @@ class SimulateConfig:
 
     @property
     def seeds(self) -> range:
+        """One per request order."""
         return range(self.seed, self.seed + (self.orders or 1))
 
 
