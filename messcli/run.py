@@ -169,7 +169,7 @@ def run_job(
         _, period_requests = state.period(terms.period) or (None, 0)
         return tally.summary(
             already_done=feed.already_done,
-            largest_joules=state.mean_joules(zoo.names[-1]),
+            largest_joules=state.mean_joules(zoo.largest.name),
             metric=metric.signature,
             period=terms.period,
             horizon=terms.horizon,

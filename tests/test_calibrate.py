@@ -11,7 +11,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +20,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import nvml_stub
 import pytest
 import tiny_models
 from click.testing import CliRunner
+from nvml_stub import control
 
 from messcli import engine
 from messcli.backends import BACKENDS, Exact, create
@@ -773,14 +774,6 @@ def test_a_quick_look_at_the_bundled_zoo_takes_less_than_a_minute(
 # ---------------------------------------------------------------- the real NVML binding
 
 
-def control(*lines: str) -> None:
-    """Change the stub's world; atomically, for it reads the file at every call."""
-    file = Path(os.environ["NVML_STUB"])
-    fresh = file.with_suffix(".new")
-    fresh.write_text("\n".join(lines) + "\n")
-    fresh.replace(file)
-
-
 def scenario(folder: str) -> None:
     """In a process where NVML is the stub: a card of known watts, whose models take time by their joules."""
     import test_calibrate
@@ -822,25 +815,10 @@ def scenario(folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler: the NVML stub can't be built")
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    stub = [compiler, "-O1", "-shared", "-fPIC", str(HERE / "nvml_stub.c"), "-o", str(library), "-lm"]
-    subprocess.run(stub, check=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
-    environment |= {
-        "LD_LIBRARY_PATH": str(folder),
-        "NVML_STUB": str(folder / "control"),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    code = f"import test_calibrate as t; t.scenario({str(folder)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    folder = nvml_stub.build(tmp_path_factory.mktemp("nvml"))
+    result: dict[str, Any] = nvml_stub.run(
+        folder, "control", f"import test_calibrate as t; t.scenario({str(folder)!r})"
     )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
