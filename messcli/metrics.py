@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from messcli.errors import MetricError, first_line
+from messcli.errors import MetricError, first_line, shown
 
 ROUNDING = 1e-9  # how far a mean may be below alpha by summing floats in another order
 _NOISE = 1e-6  # how far out of [0, 1] a user's score may be by rounding
@@ -281,16 +281,16 @@ def _own(name: str) -> Metric:
         try:
             value = function(output, list(references))
         except Exception as error:  # the user's function may raise anything
-            raise MetricError(f'metric "{name}" failed on {_shown(output)}: {first_line(error)}') from error
+            raise MetricError(f'metric "{name}" failed on {shown(output)}: {first_line(error)}') from error
         if not isinstance(value, numbers.Real):
             kind = type(value).__name__
             raise MetricError(
-                f'metric "{name}" returned {kind} {_shown(value)} for {_shown(output)}. Return a float'
+                f'metric "{name}" returned {kind} {shown(value)} for {shown(output)}. Return a float'
             )
         number = float(value)
         if not math.isfinite(number) or not -_NOISE <= number <= 1 + _NOISE:
             raise MetricError(
-                f'metric "{name}" returned {number:g} for {_shown(output)}. Return a number from 0 to 1'
+                f'metric "{name}" returned {number:g} for {shown(output)}. Return a number from 0 to 1'
             )
         return number
 
@@ -301,11 +301,6 @@ def _source_digest(module: Any) -> str:
     """A changed function is another metric, whatever its name."""
     file = inspect.getsourcefile(module) if getattr(module, "__file__", None) else None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "unknown"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 METRICS: dict[str, Callable[[], Metric]] = {

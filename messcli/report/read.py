@@ -80,14 +80,8 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         failed += model is None
         if t is not None:
             ledger.add(model, plan, values)
-    energy = [
-        dict(zip(("model", "kind", "meter", "joules", "requests"), row, strict=True))
-        for row in db.execute(_ENERGY)
-    ]
-    accounts = [
-        dict(zip(_ACCOUNT_FIELDS, row, strict=True))
-        for row in db.execute(f"SELECT {', '.join(_ACCOUNT_FIELDS)} FROM accounts ORDER BY period, plan")  # noqa: S608  # our own names
-    ]
+    energy = _records(db, "SELECT model, kind, meter, joules, requests FROM energy ORDER BY kind, model")
+    accounts = _records(db, "SELECT * FROM accounts ORDER BY period, plan")
     period = str(meta.get("period") or settings.get("period") or "")
     of_period = len(ledger.models)
     if version >= 2:
@@ -111,11 +105,10 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
     )
 
 
-_ENERGY = "SELECT model, kind, meter, joules, requests FROM energy ORDER BY kind, model"
-_ACCOUNT_FIELDS = (
-    "period", "plan", "alpha", "queue", "observed", "observed_sum", "estimated", "estimated_sum",
-    "explored", "failed",
-)  # fmt: skip
+def _records(db: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
+    cursor = db.execute(query)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def _from_output(path: str, alpha: float | None) -> Report:
