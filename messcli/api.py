@@ -13,8 +13,9 @@ from messcli.metrics import Metric, load_metric
 from messcli.record import record
 from messcli.records import Decision, Outcome, Request
 from messcli.report import make_report
-from messcli.run import RouteConfig, Summary, route
+from messcli.run import RouteConfig, route
 from messcli.simulate import Result, SimulateConfig, simulate
+from messcli.summary import Summary
 from messcli.tables import OutcomeTable, read_table
 from messcli.zoo import ModelSpec, Zoo, load_zoo
 

@@ -1,6 +1,6 @@
 """calibration.json: what a request costs with each model, by its lengths, as `messcli calibrate` measured it.
 
-Knows the file, the energy model and whether both fit a run; measures nothing. `calibrate.py` writes it,
+Knows the file, the energy model and whether both fit a run; measures nothing. `calibrate` writes it,
 `route` reads it.
 """
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from messcli.energy import Weight
 from messcli.energy.nvml import driver_version, visible_cards
 from messcli.errors import CalibrationError, MeterError
+from messcli.outputs import sync_folder
 from messcli.ridge import EnergyPrior
 from messcli.zoo import BUNDLED_ZOO, Zoo
 
@@ -49,9 +50,11 @@ class Coefficients:
     attention_joules: float  # d
 
     def joules(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Of one request of these lengths."""
         return float(terms(prompt_tokens, output_tokens) @ np.array(self.values()))
 
     def values(self) -> tuple[float, ...]:
+        """e0, a, b, d."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
@@ -81,6 +84,7 @@ class Cell:
 
     @property
     def mean_joules(self) -> float:
+        """Per request, gross."""
         return math.fsum(self.joules) / len(self.joules)
 
     def net_joules(self, idle_watts: float) -> tuple[float, ...]:
@@ -100,6 +104,7 @@ class Cell:
 
     @property
     def converged(self) -> bool:
+        """Whether it is known well enough: INTERVAL, over at least FEWEST_REPETITIONS."""
         half = self.half_interval
         return (
             len(self.joules) >= FEWEST_REPETITIONS
@@ -170,6 +175,7 @@ class Calibration:
     path: Path | None = None
 
     def of(self, name: str) -> ModelCalibration:
+        """The model `name`, which must be there."""
         return next(model for model in self.models if model.name == name)
 
     def prior(self, names: Sequence[str]) -> EnergyPrior:
@@ -185,6 +191,7 @@ class Calibration:
 
     @property
     def converged(self) -> bool:
+        """Whether every cell of every model has."""
         return all(cell.converged for model in self.models for cell in model.cells)
 
     @property
@@ -336,11 +343,7 @@ def save(path: Path, text: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         fresh.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name too
-        finally:
-            os.close(folder)
+        sync_folder(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise CalibrationError(f"{path}: can't be written: {error.strerror}. Name another -o") from error

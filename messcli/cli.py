@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_SIGINT, EXIT_SLA_MISSED, 
 
 if TYPE_CHECKING:
     from messcli.calibrate import CalibrateProgress
-    from messcli.run import Progress, Summary
+    from messcli.inputs import InputFields
+    from messcli.summary import Progress
 
 
 class _Group(click.Group):
@@ -59,6 +60,63 @@ def main() -> None:
     """
     # The predictors' matrices are small: numpy's threads would only spin. (Models run on torch's own.)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+# ---- what options have in common -----------------------------------------------------------------
+
+
+def _with_options_of(source: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
+    """Options that mean the same are defined once, by `source`."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params.extend(param for param in source.params if param.name in names)
+        return command
+
+    return add
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _take_fields(options: dict[str, Any]) -> InputFields:
+    """Take the three options that say what the input calls its fields out of `options`."""
+    from messcli.inputs import InputFields
+
+    return InputFields(*(options.pop(f"{name}_field") for name in ("prompt", "reference", "id")))
+
+
+def _numbers(low: float, high: float = float("inf"), *, low_open: bool = False) -> Callable[..., Any]:
+    """Reads numbers with commas between them, such as 0.01,0.1,1: a click callback."""
+    within = click.FloatRange(low, high, min_open=low_open)
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        return tuple(within.convert(float_of(part), param, ctx) for part in value.split(","))
+
+    def float_of(part: str) -> float:
+        try:
+            number = float(part)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise click.BadParameter(f"{part.strip()!r} is no number; write them as 0.1,1,10")
+        return number
+
+    return read
+
+
+def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Reads lengths with commas between them, such as 16,64,256: a click callback."""
+    parts = [part.strip() for part in value.split(",")] if value else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r}: give whole numbers above 0, such as 16,64,256")
+    return tuple(map(int, parts))
+
+
+# ---- commands ------------------------------------------------------------------------------------
 
 
 @main.command(short_help="Route a file of prompts: the main job.")
@@ -222,16 +280,7 @@ def main() -> None:
     help=f"Exit {EXIT_SLA_MISSED} when the observed mean accuracy is below alpha.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No summary and no progress bar; warnings and errors only.")
-def route(
-    input_path: str,
-    columns: str | None,
-    prompt_field: str,
-    reference_field: str,
-    id_field: str,
-    check_sla: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def route(input_path: str, columns: str | None, check_sla: bool, quiet: bool, **options: Any) -> None:
     """Route every request of INPUT (JSON lines; .gz too, - is standard input) to one model of the zoo.
 
     A line is {"prompt": "...", "reference": "..."} or {"messages": [...]}; id and reference are optional,
@@ -242,37 +291,19 @@ def route(
     messcli route in.jsonl -o out.jsonl --zoo zoo.toml --alpha 0.7
     zcat in.jsonl.gz | messcli route - -o - --state my.state | jq .output
     """
-    from messcli.inputs import InputFields
     from messcli.run import RouteConfig, route
 
-    config = RouteConfig(
-        input=input_path,
-        input_fields=InputFields(prompt_field, reference_field, id_field),
-        columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
-        **options,
-    )
-    with _progress_bar("route", quiet) as (on_progress, tell):
+    fields = _take_fields(options)
+    config = RouteConfig(input=input_path, input_fields=fields, columns=_names(columns), **options)
+    with _request_bar("route", quiet) as (on_progress, tell):
         summary = route(config, on_progress=on_progress, tell=tell)
     if not quiet:
-        _print_summary(summary)
-    if summary.stopped_by is not None:
-        name = signal.Signals(summary.stopped_by).name
-        click.echo(f"stopped by {name}; run the same command again to go on", err=True)
-        sys.exit(128 + summary.stopped_by)
+        _show(summary.text())
+    _exit_if_stopped(summary.stopped_by)
     if check_sla and summary.sla_missed:
         sys.exit(EXIT_SLA_MISSED)
     if summary.failed:
         sys.exit(EXIT_ROWS_WITH_ERRORS)
-
-
-def _with_options_of(source: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
-    """Options that mean the same are defined once, by `source`."""
-
-    def add(command: click.Command) -> click.Command:
-        command.params.extend(param for param in source.params if param.name in names)
-        return command
-
-    return add
 
 
 @_with_options_of(
@@ -283,9 +314,7 @@ def _with_options_of(source: click.Command, *names: str) -> Callable[[click.Comm
 )  # fmt: skip
 @main.command(short_help="Ask every model everything: an outcomes table for `simulate`.")
 @click.argument("input_path", metavar="INPUT")
-def record(
-    input_path: str, prompt_field: str, reference_field: str, id_field: str, quiet: bool, **options: Any
-) -> None:
+def record(input_path: str, quiet: bool, **options: Any) -> None:
     """Put every request of INPUT to every model of the zoo, and keep what each answered, scored and took.
 
     The table that comes of it is what `messcli simulate` judges policies on. Stopping and going on work as
@@ -295,54 +324,18 @@ def record(
     messcli record in.jsonl -o outcomes.jsonl --zoo zoo.toml
     messcli simulate outcomes.jsonl --alpha 0.7
     """
-    from messcli.inputs import InputFields
     from messcli.record import record
     from messcli.run import RouteConfig
 
-    config = RouteConfig(
-        input=input_path, input_fields=InputFields(prompt_field, reference_field, id_field), **options
-    )
-    with _progress_bar("record", quiet) as (on_progress, tell):
+    fields = _take_fields(options)
+    config = RouteConfig(input=input_path, input_fields=fields, **options)
+    with _request_bar("record", quiet) as (on_progress, tell):
         summary = record(config, on_progress=on_progress, tell=tell)
     if not quiet:
-        for line in summary.text():
-            click.echo(line, err=True)
-    if summary.run.stopped_by is not None:
-        click.echo(
-            f"stopped by signal {summary.run.stopped_by}; run the same command again to go on", err=True
-        )
-        sys.exit(128 + summary.run.stopped_by)
+        _show(summary.text())
+    _exit_if_stopped(summary.run.stopped_by)
     if summary.incomplete or summary.run.failed:
         sys.exit(EXIT_ROWS_WITH_ERRORS)
-
-
-def _numbers(low: float, high: float = float("inf"), *, low_open: bool = False) -> Callable[..., Any]:
-    """Reads numbers with commas between them, such as 0.01,0.1,1: a click callback."""
-    within = click.FloatRange(low, high, min_open=low_open)
-
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        return tuple(within.convert(float_of(part), param, ctx) for part in value.split(","))
-
-    def float_of(part: str) -> float:
-        try:
-            number = float(part)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise click.BadParameter(f"{part.strip()!r} is no number; write them as 0.1,1,10")
-        return number
-
-    return read
-
-
-def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Reads lengths with commas between them, such as 16,64,256: a click callback."""
-    parts = [part.strip() for part in value.split(",")] if value else []
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r}: give whole numbers above 0, such as 16,64,256")
-    return tuple(map(int, parts))
 
 
 @_with_options_of(
@@ -369,15 +362,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--net", is_flag=True, help="Show joules net of idling; the file has both.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Shuffles the order of the cells.")
 @click.option("--fresh", is_flag=True, help="Forget what an earlier run measured.")
-def calibrate(
-    prompts: str | None,
-    net: bool,
-    prompt_field: str,
-    reference_field: str,
-    id_field: str,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def calibrate(net: bool, quiet: bool, **options: Any) -> None:
     """Measure joules per request of every model on a grid of lengths, and write calibration.json for `route`.
 
     With PROMPTS, a file of requests, the grid takes their lengths, and a sample of them is answered to learn how
@@ -389,55 +374,20 @@ def calibrate(
     messcli calibrate requests.jsonl --zoo zoo.toml --budget 1800
     """
     from messcli.calibrate import CalibrateConfig, calibrate
-    from messcli.inputs import InputFields
 
-    fields = InputFields(prompt_field, reference_field, id_field)
-    config = CalibrateConfig(prompts=prompts, input_fields=fields, **options)
+    fields = _take_fields(options)
+    config = CalibrateConfig(input_fields=fields, **options)
     with _time_bar("calibrate", quiet) as (on_progress, tell):
         summary = calibrate(config, on_progress=on_progress, tell=tell)
-    if summary.stopped_by is not None:
-        name = signal.Signals(summary.stopped_by).name
-        click.echo(f"stopped by {name}; run the same command again to go on", err=True)
-        sys.exit(128 + summary.stopped_by)
+    _exit_if_stopped(summary.stopped_by)
     if not quiet:
-        for line in summary.text(net=net):
-            click.echo(line, err=True)
+        _show(summary.text(net=net))
     if summary.output == "-" and summary.calibration is not None:
         click.echo(summary.calibration.dumps(), nl=False)
 
 
-@contextmanager
-def _time_bar(
-    name: str, quiet: bool
-) -> Iterator[tuple[Callable[[CalibrateProgress], None], Callable[[str], None]]]:
-    """A bar over the expected seconds on a terminal, nothing in a pipe; and a way to print lines beside it."""
-    from tqdm import tqdm
-
-    with tqdm(
-        desc=name,
-        file=sys.stderr,
-        disable=True if quiet else None,
-        dynamic_ncols=True,
-        bar_format="{desc} |{bar}| {postfix}",
-    ) as bar:
-
-        def on_progress(progress: CalibrateProgress) -> None:
-            bar.total = progress.seconds + progress.seconds_left
-            bar.n = progress.seconds
-            bar.set_postfix_str(
-                f"{progress.converged}/{progress.cells} cells converged, {progress.readings} readings, "
-                f"about {progress.seconds_left:.0f} s left"
-            )
-
-        def tell(line: str) -> None:
-            if not quiet or line.startswith("warning"):
-                bar.write(line, file=sys.stderr)
-
-        yield on_progress, tell
-
-
 @main.command(short_help="Compare policies on an outcomes table; no model runs.")
-@click.argument("table_path", metavar="OUTCOMES")
+@click.argument("table", metavar="OUTCOMES")
 @click.option(
     "--alpha", "alphas", callback=_numbers(0, 1), metavar="A,B,...", help="Promised mean accuracies."
 )
@@ -489,7 +439,7 @@ def _time_bar(
     "--paper", metavar="DIR", help="Regenerate the paper's tables and figures on this table in DIR."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-def simulate(table_path: str, metric: str | None, models: str | None, quiet: bool, **options: Any) -> None:
+def simulate(models: str | None, quiet: bool, **options: Any) -> None:
     """Run policies over OUTCOMES: a table of `record`, or the CSV of the MESS+ authors' simulator.
 
     Shows accuracy, joules per request with everything billed and as the paper counts them, and how often alpha
@@ -500,14 +450,9 @@ def simulate(table_path: str, metric: str | None, models: str | None, quiet: boo
     messcli simulate outcomes.jsonl --alpha 0.7 --v 0.01,0.1,1 --c 1,3 --out results.jsonl --plot plots
     messcli simulate outcomes.jsonl --alpha 0.7 --best
     """
-    from messcli.judge import JudgeConfig, judge
+    from messcli.simulate.judge import JudgeConfig, judge
 
-    config = JudgeConfig(
-        table=table_path,
-        metric=metric,
-        models=tuple(name.strip() for name in models.split(",")) if models else (),
-        **options,
-    )
+    config = JudgeConfig(models=_names(models), **options)
     with _counting_bar("simulate", quiet) as on_progress:
         text = judge(config, on_progress)
     for line in text:
@@ -537,13 +482,15 @@ def report(path: str, alpha: float | None, as_json: bool, html_path: str | None)
     """
     import json
 
-    from messcli.report import make_report, report_lines
+    from messcli.report import make_report
+    from messcli.report.text import report_lines
 
     found = make_report(path, alpha)
     if html_path is not None:
-        from messcli.page import write_page
+        from messcli.outputs import write_text
+        from messcli.report.page import page
 
-        write_page(found, html_path)
+        write_text(Path(html_path), page(found), "--html")
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
         return
@@ -551,23 +498,7 @@ def report(path: str, alpha: float | None, as_json: bool, html_path: str | None)
         click.echo(line)
 
 
-@contextmanager
-def _counting_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(
-        desc=name, unit="run", file=sys.stderr, disable=True if quiet else None, dynamic_ncols=True
-    ) as bar:
-
-        def on_progress(done: int, total: int) -> None:
-            if done < bar.n:
-                bar.reset()
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield on_progress
-
-
+@_with_options_of(route, "wait_seconds")
 @main.command(short_help="Print rows that a state keeps.")
 @click.argument("state_path", metavar="STATE", type=click.Path(path_type=Path))
 @click.option(
@@ -577,14 +508,6 @@ def _counting_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]
     show_default=True,
     metavar="FILE",
     help="The output whose rows are printed: of standard output the state keeps all, of a file those not yet on disk.",
-)
-@click.option(
-    "--wait",
-    "wait_seconds",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="SECONDS",
-    help="Wait so long for another process that holds the state.",
 )
 def rows(state_path: Path, output: str, wait_seconds: float) -> None:
     """Print the rows again that `route -o - --state STATE` printed, for a reader that lost some.
@@ -597,16 +520,41 @@ def rows(state_path: Path, output: str, wait_seconds: float) -> None:
     print_rows(state_path, output, wait_seconds=wait_seconds)
 
 
+# ---- the terminal --------------------------------------------------------------------------------
+
+
+def _show(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def _exit_if_stopped(number: int | None) -> None:
+    if number is not None:
+        name = signal.Signals(number).name
+        click.echo(f"stopped by {name}; run the same command again to go on", err=True)
+        sys.exit(128 + number)
+
+
 @contextmanager
-def _progress_bar(
-    name: str, quiet: bool
-) -> Iterator[tuple[Callable[[Progress], None] | None, Callable[[str], None]]]:
-    """A bar on a terminal, nothing in a pipe; and a way to print lines without breaking the bar."""
+def _bar(name: str, quiet: bool, **how: Any) -> Iterator[tuple[Any, Callable[[str], None]]]:
+    """A bar on a terminal, nothing in a pipe; and a way to print lines without breaking it."""
     from tqdm import tqdm
 
-    with tqdm(
-        desc=name, unit="req", file=sys.stderr, disable=True if quiet else None, dynamic_ncols=True
-    ) as bar:
+    with tqdm(desc=name, file=sys.stderr, disable=True if quiet else None, dynamic_ncols=True, **how) as bar:
+
+        def tell(line: str) -> None:
+            if not quiet or line.startswith("warning"):
+                bar.write(line, file=sys.stderr)
+
+        yield bar, tell
+
+
+@contextmanager
+def _request_bar(
+    name: str, quiet: bool
+) -> Iterator[tuple[Callable[[Progress], None] | None, Callable[[str], None]]]:
+    """Over requests; where none is shown, nobody need count the input's lines."""
+    with _bar(name, quiet, unit="req") as (bar, tell):
 
         def on_progress(progress: Progress) -> None:
             bar.total = progress.total
@@ -621,91 +569,36 @@ def _progress_bar(
             bar.set_postfix_str(", ".join(notes), refresh=False)
             bar.update(progress.finished - bar.n)
 
-        def tell(line: str) -> None:
-            if not quiet or line.startswith("warning"):
-                bar.write(line, file=sys.stderr)
-
         yield None if bar.disable else on_progress, tell
 
 
-def _print_summary(summary: Summary) -> None:
-    for line in summary_lines(summary):
-        click.echo(line, err=True)
+@contextmanager
+def _time_bar(
+    name: str, quiet: bool
+) -> Iterator[tuple[Callable[[CalibrateProgress], None], Callable[[str], None]]]:
+    """Over the expected seconds."""
+    with _bar(name, quiet, bar_format="{desc} |{bar}| {postfix}") as (bar, tell):
 
-
-def summary_lines(summary: Summary) -> list[str]:
-    """The closing summary, for people."""
-    rows = []
-    failed = f", {summary.failed} failed" if summary.failed else ""
-    done = f" ({summary.already_done} were done before)" if summary.already_done else ""
-    rows.append(("requests", f"{summary.routed} routed{done}{failed}, {summary.explored} explored"))
-    if summary.first_error is not None:
-        rows.append(("first error", summary.first_error))
-    elif not summary.routed:
-        rows.append(("nothing to do", "every line of the input is finished"))
-    share = {model: count / max(summary.routed, 1) for model, count in summary.served.items()}
-    rows.append(("served by", ", ".join(f"{m} {n} ({share[m]:.0%})" for m, n in summary.served.items())))
-    if summary.period or summary.horizon:
-        of = f" of {summary.horizon}" if summary.horizon else ""
-        rows.append(("period", f"{summary.period or '(no name)'}: {summary.period_requests}{of} requests"))
-    for plan, account in summary.accounts.items():
-        rows.append((f"accuracy {plan}".strip(), _sla_line(summary, plan, account)))
-    rows.extend(_energy_rows(summary))
-    width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}  {value}" for name, value in rows if value]
-
-
-def _sla_line(summary: Summary, plan: str, account: Any) -> str:
-    alpha, mean = summary.alphas[plan], account.observed_mean
-    parts = []
-    if mean is not None:
-        verdict = "kept" if mean >= alpha - 1e-9 else "MISSED"
-        parts.append(f"{mean:.4f} observed over {account.observed} requests, alpha {alpha:g}: SLA {verdict}")
-        if summary.serve == "best":
-            parts.append("explorations served the best answer, chosen by its reference (--serve best)")
-    if account.estimated:
-        parts.append(
-            f"{account.estimated_sum / account.estimated:.4f} estimated over {account.estimated} without reference"
-        )
-    if plan in summary.unreachable:
-        parts.append("alpha is above what this zoo reaches")
-    return "; ".join(parts)
-
-
-def _by_meter(joules: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:.4g} J {meter}" for meter, value in joules.items())
-
-
-def _energy_rows(summary: Summary) -> list[tuple[str, str]]:
-    if not summary.routed:
-        return []
-    meters = "/".join(summary.meters) or "no meter"
-    per_request = summary.billed_joules / summary.routed
-    rows = [
-        (
-            "energy",
-            f"{summary.billed_joules:.4g} J billed ({meters}), {per_request:.4g} J per request, "
-            f"explorations included; {summary.overhead_joules:.4g} J overhead"
-            + (f" ({_by_meter(summary.overhead)})" if set(summary.overhead) - set(summary.meters) else ""),
-        )
-    ]
-    for how, error in summary.predicted.items():
-        what = "as calibrated" if how == "calibration" else "as adapted to readings"
-        rows.append(
-            (
-                "E_m(t)",
-                f"{what}: {error.mean:.0%} off on average (MAPE of {error.calls} readings), {error.bias:+.0%} in sum",
+        def on_progress(progress: CalibrateProgress) -> None:
+            bar.total = progress.seconds + progress.seconds_left
+            bar.n = progress.seconds
+            bar.set_postfix_str(
+                f"{progress.converged}/{progress.cells} cells converged, {progress.readings} readings, "
+                f"about {progress.seconds_left:.0f} s left"
             )
-        )
-    if summary.largest_joules:
-        ratio = per_request / summary.largest_joules
-        rows.append(
-            (
-                "against",
-                f"{summary.largest_joules:.4g} J per request if {summary.largest} answered all "
-                f"(estimated from its mean): {ratio:.0%} of that",
-            )
-        )
-    if summary.unmetered:
-        rows.append(("unmetered", f"{summary.unmetered} requests whose joules aren't known"))
-    return rows
+
+        yield on_progress, tell
+
+
+@contextmanager
+def _counting_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Over runs of simulations, of which there may be several rounds."""
+    with _bar(name, quiet, unit="run") as (bar, _):
+
+        def on_progress(done: int, total: int) -> None:
+            if done < bar.n:
+                bar.reset()
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_progress

@@ -1,4 +1,4 @@
-"""Errors a user can act on, and the process exit codes. Knows nothing else of messcli.
+"""Errors a user can act on, how their messages quote things, and the exit codes. Knows nothing else of messcli.
 
 Every `MessError` is printed by the command line as one line, `Error: <what>. <cure>`; anything
 else that escapes is a bug of ours and keeps its traceback.
@@ -76,3 +76,15 @@ class StateBusy(StateError):
 
 class OutcomesError(MessError):
     """An outcomes table that is malformed or lacks an outcome that was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library raised, in one line without its last stop."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}".rstrip(".: ")
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -26,8 +26,6 @@ from messcli.errors import (
     EXIT_USAGE,
 )
 
-DATE = "2026-11-22"  # of the version
-
 _ALL = ("route", "calibrate", "record", "simulate", "report", "rows")
 # exit status -> (what it means, the commands that have it)
 EXIT_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
@@ -98,7 +96,8 @@ def _lines(command: click.Command, context: click.Context, name: str) -> Iterato
     text, examples = _split(command.help or "")
     short = command.short_help or text[0]
     yield '.\\" Made by `python -m messcli.man man` from the command definitions; change those.'
-    yield f'.TH {title.upper()} 1 "{DATE}" "messcli {__version__}" "messcli manual"'
+    # no date: the version says of when it is, and a date would be one more thing to keep
+    yield f'.TH {title.upper()} 1 "" "messcli {__version__}" "messcli manual"'
     yield from (".SH NAME", f"{_text(title)} \\- {_text(short.rstrip('.'))}")
     yield from (".SH SYNOPSIS", f"\\fB{_text(context.command_path)}\\fR")
     yield _text(" ".join(command.collect_usage_pieces(context)))
@@ -155,6 +154,7 @@ def _text(text: str) -> str:
 
 
 def write(folder: Path) -> None:
+    """Write every page into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -20,10 +20,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from messcli.errors import MetricError
+from messcli.errors import MetricError, first_line, shown
 
+ROUNDING = 1e-9  # how far a mean may be below alpha by summing floats in another order
 _NOISE = 1e-6  # how far out of [0, 1] a user's score may be by rounding
 _CACHED_LINES = 4096
+
+
+def keeps(mean: float, alpha: float) -> bool:
+    """Whether a mean accuracy keeps the promise of alpha."""
+    return mean >= alpha - ROUNDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +268,9 @@ def _own(name: str) -> Metric:
             raise MetricError(
                 f'metric "{name}": Python finds no module "{error.name}". Add its folder to PYTHONPATH'
             ) from None
-        raise MetricError(f'metric "{name}": importing it failed: {_first_line(error)}') from error
+        raise MetricError(f'metric "{name}": importing it failed: {first_line(error)}') from error
     except Exception as error:  # the user's module may raise anything
-        raise MetricError(f'metric "{name}": importing it failed: {_first_line(error)}') from error
+        raise MetricError(f'metric "{name}": importing it failed: {first_line(error)}') from error
     function = getattr(module, function_name, None)
     if not callable(function):
         close = difflib.get_close_matches(function_name, vars(module), n=1)
@@ -275,16 +281,16 @@ def _own(name: str) -> Metric:
         try:
             value = function(output, list(references))
         except Exception as error:  # the user's function may raise anything
-            raise MetricError(f'metric "{name}" failed on {_shown(output)}: {_first_line(error)}') from error
+            raise MetricError(f'metric "{name}" failed on {shown(output)}: {first_line(error)}') from error
         if not isinstance(value, numbers.Real):
             kind = type(value).__name__
             raise MetricError(
-                f'metric "{name}" returned {kind} {_shown(value)} for {_shown(output)}. Return a float'
+                f'metric "{name}" returned {kind} {shown(value)} for {shown(output)}. Return a float'
             )
         number = float(value)
         if not math.isfinite(number) or not -_NOISE <= number <= 1 + _NOISE:
             raise MetricError(
-                f'metric "{name}" returned {number:g} for {_shown(output)}. Return a number from 0 to 1'
+                f'metric "{name}" returned {number:g} for {shown(output)}. Return a number from 0 to 1'
             )
         return number
 
@@ -295,16 +301,6 @@ def _source_digest(module: Any) -> str:
     """A changed function is another metric, whatever its name."""
     file = inspect.getsourcefile(module) if getattr(module, "__file__", None) else None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "unknown"
-
-
-def _first_line(error: BaseException) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}".rstrip(": ")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 METRICS: dict[str, Callable[[], Metric]] = {

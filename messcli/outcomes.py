@@ -41,7 +41,9 @@ class OutcomeSource(Protocol):
         """What the user should know of since last taken, one line each."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give the models' memory back."""
+        ...
 
 
 class Live:

@@ -22,7 +22,9 @@ STDOUT = "-"
 class Sink(Protocol):
     """Takes rows in order. What `sync` told survives a power cut; what lies beyond may be torn."""
 
-    def write(self, lines: Sequence[str]) -> None: ...
+    def write(self, lines: Sequence[str]) -> None:
+        """Take the next rows, without their newlines."""
+        ...
 
     def sync(self) -> tuple[int, int]:
         """Force to disk what can be; return (bytes of the whole output, rows since opening) that are safe."""
@@ -32,7 +34,9 @@ class Sink(Protocol):
         """The input has ended: write what was held back."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of it; what is held back stays unwritten."""
+        ...
 
 
 class FileSink:
@@ -183,6 +187,17 @@ def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
         ) from None
     opened: RawIOBase = handle
     return opened
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write a file the user asked for by `option`; raises MessError where that can't be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MessError(
+            f"{path}: can't be written: {error.strerror}. Give a writable place with {option}"
+        ) from None
 
 
 def sync_folder(path: Path) -> None:

@@ -55,7 +55,7 @@ STYLE = (
     + ".chart .dash{stroke-dasharray:6 4}.chart .band{opacity:.18}.chart .area{opacity:.85}"
 )
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 18, 40, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 18, 40, 46  # margins
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,6 @@ class Chart:
     y_label: str
     series: Sequence[Series]
     log_x: bool = False
-    log_y: bool = False
     y_range: tuple[float, float] | None = None
     x_range: tuple[float, float] | None = None
     rules: Sequence[tuple[float, str]] = ()
@@ -96,7 +95,7 @@ class Chart:
 class _Scale:
     """Numbers to pixels, linearly or by their logarithm."""
 
-    def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
+    def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
         self.log = log
         if log:
             low, high = math.log10(low), math.log10(high)
@@ -138,23 +137,17 @@ class _Drawing:
         self._chart = chart
         xs = [x for series in chart.series for x in series.x]
         ys = [
-            y
-            for series in chart.series
-            for y in (*series.y, *series.low, *series.high)
-            if not math.isnan(y) and not (chart.log_y and y <= 0)
+            y for series in chart.series for y in (*series.y, *series.low, *series.high) if not math.isnan(y)
         ]
         ys += [value for value, _ in chart.rules]
         low, high = (min(ys), max(ys)) if ys else (0.0, 1.0)
-        if chart.y_range is None and not chart.log_y:
-            low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
-        if chart.y_range is not None:
-            low, high = chart.y_range
+        margin = 0.06 * (high - low)
+        low, high = chart.y_range or (low - margin, high + margin)
         left, right = chart.x_range or ((min(xs), max(xs)) if xs else (0.0, 1.0))
-        legend_rows = self._legend_rows()
-        self._top = _TOP + 18 * len(legend_rows)
-        self._legend = legend_rows
+        self._legend = self._legend_rows()
+        self._top = _TOP + 18 * len(self._legend)
         self._x = _Scale(left, right, _LEFT, chart.width - _RIGHT, chart.log_x)
-        self._y = _Scale(low, high, chart.height - _BOTTOM, self._top, chart.log_y)
+        self._y = _Scale(low, high, chart.height - _BOTTOM, self._top)
 
     def _legend_rows(self) -> list[list[tuple[int, Series]]]:
         rows: list[list[tuple[int, Series]]] = []
@@ -257,11 +250,7 @@ class _Drawing:
         return parts
 
     def _points(self, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
-        return [
-            (self._x(x), self._y(y))
-            for x, y in zip(xs, ys, strict=True)
-            if not math.isnan(y) and not (self._chart.log_y and y <= 0)
-        ]
+        return [(self._x(x), self._y(y)) for x, y in zip(xs, ys, strict=True) if not math.isnan(y)]
 
     def _draw(self, series: Series, colour: int) -> list[str]:
         points = self._points(series.x, series.y)

@@ -16,8 +16,8 @@ from messcli.policy import Largest
 from messcli.predictors import MeanPredictor
 from messcli.records import Decision, Outcome, Rejected, Request
 from messcli.ridge import JoulesPredictor
-from messcli.run import Job, Progress, RouteConfig, Summary, run_job
-from messcli.zoo import Zoo
+from messcli.run import Job, RouteConfig, run_job
+from messcli.summary import Progress, Summary
 
 _TABLE_FIELDS = ("id", "prompt", "messages", "reference", "models", "error")
 
@@ -83,12 +83,9 @@ def record(
     # The policy stands in the state's signature: a recording isn't continued by `route`, nor the reverse.
     config = replace(config, policy="record", alpha=0.0, v=None, c=None, predictor="mean")
     rows = _Rows()
-    summary = run_job(config, Job(_ask_all, rows.row), on_progress, tell)
+    job = Job(lambda _, models, alphas: AskAll(models, alphas), rows.row)
+    summary = run_job(config, job, on_progress, tell)
     return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules))
-
-
-def _ask_all(_: RouteConfig, zoo: Zoo, alphas: Mapping[str, float]) -> Controller:
-    return AskAll(len(zoo.models), alphas)
 
 
 class _Rows:

@@ -181,6 +181,7 @@ class Lock:
             return False
 
     def release(self) -> None:
+        """Let another process have it, and remove the file."""
         self._path.unlink(missing_ok=True)
         self.drop()
 
@@ -350,6 +351,7 @@ class State:
             return self._plain(self._scalar("SELECT value FROM meta WHERE name = ?", name))
 
     def set_meta(self, name: str, value: Any) -> None:
+        """Store a setting, as JSON."""
         with self._transaction() as db:
             self._set_meta(db, name, value)
 
@@ -418,11 +420,6 @@ class State:
         with self._faults():
             digest: bytes | None = self._scalar("SELECT digest FROM requests WHERE key = ?", key)
         return digest
-
-    @property
-    def finished(self) -> int:
-        """How many lines are finished."""
-        return int(self._next_seq) - 1
 
     @property
     def t(self) -> int:
@@ -525,11 +522,13 @@ class State:
             [(*key, joules, requests) for key, (joules, requests) in energy.items()],
         )
 
-    def energy(self) -> dict[tuple[str, str, str], tuple[float, int]]:
-        """Joules and requests by (model, kind, meter), over all runs."""
+    def mean_joules(self, model: str) -> float | None:
+        """Of a call of `model`, per request, over all runs; None where none was read."""
         with self._faults():
-            rows = self._db.execute("SELECT model, kind, meter, joules, requests FROM energy").fetchall()
-        return {(model, kind, meter): (joules, requests) for model, kind, meter, joules, requests in rows}
+            mean: float | None = self._scalar(
+                "SELECT sum(joules) / sum(requests) FROM energy WHERE model = ?", model
+            )
+        return mean
 
     # ---- the output ------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from messcli.errors import ZooError
+from messcli.errors import ZooError, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -82,9 +82,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     allow_pickle: bool = False  # False: safetensors only
     batch_size: int | None = None  # None: what the command line says, else chosen by memory
-    threads: int | None = (
-        None  # on the CPU; None: as torch likes. One is best for tiny models: more only spin
-    )
+    threads: int | None = None  # on the CPU; None: as torch likes. For tiny models 1: more only spin
     memory_share: float | None = None  # vllm: of its device's memory, key-value cache included
     base_url: str | None = None  # openai: where the server is; `path` is the model's name there
     api_key_env: str | None = None  # openai: the environment variable that holds the key
@@ -138,6 +136,7 @@ class Zoo:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The models', smallest first."""
         return tuple(model.name for model in self.models)
 
     @property
@@ -209,14 +208,9 @@ class _BadValue(Exception):
     """What is wrong with a value, for the end of a message that names its place."""
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _string(value: object) -> str:
     if not isinstance(value, str):
-        raise _BadValue(f"must be a string in quotes, not {_shown(value)}")
+        raise _BadValue(f"must be a string in quotes, not {shown(value)}")
     if not value.strip():
         raise _BadValue("must not be empty")
     return value
@@ -229,54 +223,47 @@ def _is_name(value: object) -> bool:
 def _name(value: object) -> str:
     text = _string(value)
     if not _is_name(text):
-        raise _BadValue(f"must be printable, without spaces around it, not {_shown(text)}")
+        raise _BadValue(f"must be printable, without spaces around it, not {shown(text)}")
     return text
 
 
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        raise _BadValue(f"must be true or false, not {_shown(value)}")
+        raise _BadValue(f"must be true or false, not {shown(value)}")
     return value
 
 
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _BadValue(f"must be a whole number of at least 1, not {_shown(value)}")
+        raise _BadValue(f"must be a whole number of at least 1, not {shown(value)}")
     return value
 
 
 def _alpha(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _BadValue(f"must be a number from 0 to 1, not {_shown(value)}")
+        raise _BadValue(f"must be a number from 0 to 1, not {shown(value)}")
     if not 0 <= value <= 1:  # false for NaN too
         hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
         raise _BadValue(f"must be from 0 to 1, not {value:g}{hint}")
     return float(value)
 
 
-def _watts(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise _BadValue(f"must be a number of watts above 0, not {_shown(value)}")
-    return float(value)
+def _positive(what: str, most: float = sys.float_info.max) -> Callable[[object], float]:
+    """A number above 0 and up to `most`, which is `what`."""
 
+    def check(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise _BadValue(f"must be {what}, not {shown(value)}")
+        return float(value)
 
-def _share(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise _BadValue(f"must be a share of the device's memory, above 0 and at most 1, not {_shown(value)}")
-    return float(value)
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise _BadValue(f"must be a number of seconds above 0, not {_shown(value)}")
-    return float(value)
+    return check
 
 
 def _url(value: object) -> str:
     text = _string(value)
     if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text) is None:
         raise _BadValue(
-            f"must be a URL such as http://localhost:8000/v1, without key or password, not {_shown(text)}"
+            f"must be a URL such as http://localhost:8000/v1, without key or password, not {shown(text)}"
         )
     return text
 
@@ -297,7 +284,7 @@ def _numbers(*known: str) -> Callable[[object], dict[str, float]]:
             if known and key not in known:
                 raise _BadValue(f"holds {key}: known are {', '.join(known)}")
             if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 0:
-                raise _BadValue(f"holds {key} = {_shown(number)}: must be a number of at least 0")
+                raise _BadValue(f"holds {key} = {shown(number)}: must be a number of at least 0")
         if known and not any(table.values()):
             raise _BadValue("must have a number above 0")
         return {key: float(number) for key, number in table.items()}
@@ -308,7 +295,7 @@ def _numbers(*known: str) -> Callable[[object], dict[str, float]]:
 def _device(value: object) -> str:
     text = _string(value)
     if _DEVICE.fullmatch(text) is None:
-        raise _BadValue(f'must be "cpu", "cuda:N" or "auto", not {_shown(text)}')
+        raise _BadValue(f'must be "cpu", "cuda:N" or "auto", not {shown(text)}')
     return "cuda:0" if text == "cuda" else text
 
 
@@ -330,7 +317,7 @@ def _template(value: object) -> str:
 
 def _table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _BadValue(f"must be a table, not {_shown(value)}")
+        raise _BadValue(f"must be a table, not {shown(value)}")
     _check_plain(value)
     return value
 
@@ -345,7 +332,7 @@ def _check_plain(value: object) -> None:
             _check_plain(item)
     elif not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
         raise _BadValue(
-            f"holds {_shown(value)}: options are text, finite numbers, true, false, lists and tables"
+            f"holds {shown(value)}: options are text, finite numbers, true, false, lists and tables"
         )
 
 
@@ -376,11 +363,11 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "allow_pickle": _boolean,
     "batch_size": _count,
     "threads": _count,
-    "memory_share": _share,
+    "memory_share": _positive("a share of the device's memory, above 0 and at most 1", most=1.0),
     "base_url": _url,
     "api_key_env": _variable,
     "concurrency": _count,
-    "timeout": _seconds,
+    "timeout": _positive("a number of seconds above 0"),
     "joules": _numbers("request", "prompt_token", "output_token"),
     "calibration": _string,
     "replicas": _count,
@@ -392,7 +379,7 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
 }
 _SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "calibration"}
 _SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string}
-_ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {"cpu_watts": _watts}
+_ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {"cpu_watts": _positive("a number of watts above 0")}
 _TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
 
 
@@ -424,7 +411,7 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
     plans = _sub_table(document.get("plans", {}), f"{file}: [plans]")
     description = document.get("description")
     if description is not None and not isinstance(description, str):
-        raise ZooError(f"{file}: description: must be a string in quotes, not {_shown(description)}")
+        raise ZooError(f"{file}: description: must be a string in quotes, not {shown(description)}")
     return Zoo(
         models=tuple(models),
         alpha=sla.get("alpha"),
@@ -498,7 +485,7 @@ def _fields(table: object, known: Mapping[str, Callable[[object], Any]], where: 
 
 def _sub_table(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ZooError(f"{where}: must be a table, not {_shown(value)}")
+        raise ZooError(f"{where}: must be a table, not {shown(value)}")
     return value
 
 

@@ -301,7 +301,7 @@ def test_wrong_generation_options_are_told(folders, options, told):
 
 
 def ids(tiny: TransformersBackend, **fields: Any) -> list[str]:
-    encoded = tiny._encode(Request(id="x", **{"prompt": "w1 w2", **fields}))
+    encoded = tiny._encoder.encode(Request(id="x", **{"prompt": "w1 w2", **fields}))
     return list(tiny._tokenizer.convert_ids_to_tokens(list(encoded)))
 
 
@@ -363,7 +363,7 @@ def test_a_prompt_cannot_write_control_tokens(folders):
 )
 def test_nothing_in_a_prompt_is_evaluated(folders, text):
     assert spec("x", prompt_template="A {prompt} B").fill_template(text) == f"A {text} B"
-    assert text in backend(folders["chat"])._render(Request(id="x", prompt=text))[0]
+    assert text in backend(folders["chat"])._encoder._render(Request(id="x", prompt=text))[0]
 
 
 def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):

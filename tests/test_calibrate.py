@@ -11,7 +11,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +20,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import nvml_stub
 import pytest
 import tiny_models
 from click.testing import CliRunner
+from nvml_stub import control
 
-from messcli import calibrate as calibrate_module
 from messcli import engine
 from messcli.backends import BACKENDS, Exact, create
-from messcli.calibrate import CalibrateConfig, CalibrateSummary, _Kept, calibrate, fit
+from messcli.calibrate import CalibrateConfig, CalibrateSummary, calibrate
+from messcli.calibrate import measure as measuring
+from messcli.calibrate.fit import fit
+from messcli.calibrate.readings import Kept
 from messcli.calibration import (
     BUNDLED_ZOO,
     Cell,
@@ -154,7 +157,7 @@ def write_zoo(folder: Path, device: str = "cpu", **fields: object) -> Path:
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zoo file in the working folder; its models' energy is known."""
     monkeypatch.setitem(BACKENDS, "counted", "test_calibrate:CountedBackend")
-    for module in (calibrate_module, engine):
+    for module in (measuring, engine):
         monkeypatch.setattr(module, "open_meter", known_meter)
     for owner, values in (
         (CountedBackend, {"noise": 0.02, "seconds": 0.0, "calls": 0, "fail_after": None}),
@@ -163,7 +166,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         for name, value in values.items():
             monkeypatch.setattr(owner, name, value)
-    monkeypatch.setattr(calibrate_module, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "LEAST_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
     return write_zoo(tmp_path)
 
@@ -393,12 +396,11 @@ def test_intervals_are_students() -> None:
 def run_cli() -> None:
     """The command line in a process of its own, with models whose calls take 20 ms."""
     BACKENDS["counted"] = "test_calibrate:CountedBackend"
-    calibrate_module.open_meter = known_meter  # type: ignore[assignment]
     import test_calibrate  # the backend's module, not __main__
 
     test_calibrate.CountedBackend.seconds = 0.02
     test_calibrate.CountedBackend.noise = 0.3
-    calibrate_module.open_meter = test_calibrate.known_meter  # type: ignore[assignment]
+    measuring.open_meter = test_calibrate.known_meter  # type: ignore[assignment]
     main(sys.argv[1:], prog_name="messcli")
 
 
@@ -454,9 +456,9 @@ def test_stopped_in_the_middle_and_gone_on(tmp_path: Path, number: signal.Signal
 def test_two_at_a_time_are_one_too_many(tmp_path: Path) -> None:
     output = str(tmp_path / "c.json")
     with (
-        _Kept.open(output),
+        Kept.open(output),
         pytest.raises(StateBusy, match="another calibration writes it"),
-        _Kept.open(output),
+        Kept.open(output),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -481,7 +483,7 @@ def test_readings_of_another_setup_are_not_mixed_in(zoo: Path, monkeypatch: pyte
 def test_a_meter_that_cannot_be_opened_costs_no_readings(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = zoo.parent / "calibration.json.partial"
     partial.write_text('{"a": 1}\n["small", 8, 4, 0.1, 0.1]\n')
-    monkeypatch.setattr(calibrate_module, "open_meter", lambda *_: (_ for _ in ()).throw(MeterError("none")))
+    monkeypatch.setattr(measuring, "open_meter", lambda *_: (_ for _ in ()).throw(MeterError("none")))
     with pytest.raises(MeterError):
         measure()
     assert len(partial.read_text().splitlines()) == 2
@@ -772,14 +774,6 @@ def test_a_quick_look_at_the_bundled_zoo_takes_less_than_a_minute(
 # ---------------------------------------------------------------- the real NVML binding
 
 
-def control(*lines: str) -> None:
-    """Change the stub's world; atomically, for it reads the file at every call."""
-    file = Path(os.environ["NVML_STUB"])
-    fresh = file.with_suffix(".new")
-    fresh.write_text("\n".join(lines) + "\n")
-    fresh.replace(file)
-
-
 def scenario(folder: str) -> None:
     """In a process where NVML is the stub: a card of known watts, whose models take time by their joules."""
     import test_calibrate
@@ -821,25 +815,10 @@ def scenario(folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler: the NVML stub can't be built")
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    stub = [compiler, "-O1", "-shared", "-fPIC", str(HERE / "nvml_stub.c"), "-o", str(library), "-lm"]
-    subprocess.run(stub, check=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
-    environment |= {
-        "LD_LIBRARY_PATH": str(folder),
-        "NVML_STUB": str(folder / "control"),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    code = f"import test_calibrate as t; t.scenario({str(folder)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    folder = nvml_stub.build(tmp_path_factory.mktemp("nvml"))
+    result: dict[str, Any] = nvml_stub.run(
+        folder, "control", f"import test_calibrate as t; t.scenario({str(folder)!r})"
     )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

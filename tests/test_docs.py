@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -129,24 +130,27 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "__init__ errors",
-        "records",
+        "records signals",
         "inputs outputs features metrics zoo policy plots energy",
         "ridge",
         "predictors multiplier calibration backends",
         "controller outcomes state",
         "factory loop engine tables",
-        "run simulate",
-        "calibrate report record figures",
-        "page advice evidence",
-        "judge api",
+        "resume summary",
+        "run calibrate simulate report",
+        "record",
+        "api",
         "cli",
         "man __main__",
     )
 )
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Modules of messcli that a file imports when it runs; what is for type checkers only doesn't count."""
+def needed(path: Path) -> Iterator[str]:
+    """Modules of messcli that a file imports when it runs; what is for type checkers only doesn't count.
+
+    "messcli.a.b" also stands for a name b in messcli.a.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(inner)
@@ -158,11 +162,15 @@ def imported(path: Path) -> Iterator[str]:
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "messcli":
-            yield from (
-                [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-            )
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("messcli."))
+            yield from (alias.name for alias in node.names if alias.name.startswith("messcli."))
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of messcli, modules or packages, that a file imports."""
+    return {name.split(".")[1] for name in needed(path) if "." in name}
 
 
 def layer(module: str) -> int:
@@ -180,6 +188,16 @@ def test_imports_point_down() -> None:
             if target != part and layer(target) >= layer(part) and target != "__init__":
                 upward.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert upward == []
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_two_modules_need_each_other() -> None:
+    files = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {name: {target for target in needed(path) if target in files} for name, path in files.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names them
 
 
 def test_only_the_command_line_knows_click() -> None:

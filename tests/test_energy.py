@@ -12,19 +12,21 @@ import itertools
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import nvml_stub
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nvml_stub import control
 
 from messcli.energy import CounterReset, EnergyLedger, Meter, open_meter, split, token_weight
 from messcli.energy import meter as meter_module
@@ -798,14 +800,6 @@ def test_without_nvidia_ml_py(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- NVML, through the real binding
 
 
-def control(*lines: str) -> None:
-    """Change the stub's world; atomically, for it reads the file at every call."""
-    file = Path(os.environ["NVML_STUB"])
-    fresh = file.with_suffix(".new")
-    fresh.write_text("\n".join(lines) + "\n")
-    fresh.replace(file)
-
-
 def uuid_of(card: int) -> str:
     return f"GPU-{str(card) * 4}0000-1111-2222-3333-44444444444{card}"
 
@@ -1054,39 +1048,12 @@ def scenario_faults() -> Any:
 @pytest.fixture(scope="session")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """Runs a scenario in a process where NVML is the stub; each once, however many tests look at it."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler: the NVML stub can't be built")
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-O1", "-shared", "-fPIC", str(HERE / "nvml_stub.c"), "-o", str(library), "-lm"],
-        check=True,
-    )
-    results: dict[str, Any] = {}
+    folder = nvml_stub.build(tmp_path_factory.mktemp("nvml"))
 
+    @cache
     def run(scenario: str) -> Any:
-        if scenario not in results:
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
-            environment |= {
-                "LD_LIBRARY_PATH": str(folder),
-                "NVML_STUB": str(folder / f"{scenario}.control"),
-                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-            }
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    f"import test_energy as t; print(t.json.dumps(t.scenario_{scenario}()))",
-                ],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            assert done.returncode == 0, done.stderr
-            results[scenario] = json.loads(done.stdout)
-        return results[scenario]
+        code = f"import test_energy as t; print(t.json.dumps(t.scenario_{scenario}()))"
+        return nvml_stub.run(folder, f"{scenario}.control", code)
 
     return run
 

@@ -193,9 +193,8 @@ def test_choice_reads_the_option_text(output, reference, expected):
 
 
 def test_choice_is_linear_in_the_length_of_the_output():
-    ANY["choice"](
-        "answer is " * 20_000 + "\\boxed{" * 5_000 + "(" * 20_000, ["B"]
-    )  # seconds if it backtracked
+    output = "answer is " * 20_000 + "\\boxed{" * 5_000 + "(" * 20_000
+    assert ANY["choice"](output, ["B"]) == 0.0  # after hours if it backtracked
 
 
 def test_signatures_name_what_the_numbers_depend_on():

@@ -14,7 +14,9 @@ from fake_models import SKILLS, requests, write_joules, write_zoo
 from messcli.cli import main
 from messcli.errors import InputError, MessError
 from messcli.record import record
-from messcli.report import make_report, mean_interval, report_lines
+from messcli.report import make_report
+from messcli.report.numbers import mean_interval
+from messcli.report.text import report_lines
 from messcli.run import RouteConfig, route
 
 COUNT = 240
@@ -265,6 +267,6 @@ def test_an_empty_state_is_reported(tmp_path, monkeypatch):
     report = make_report(str(tmp_path / "o.jsonl.state"))
     assert report.requests == 0
     assert report_lines(report)
-    from messcli.page import page
+    from messcli.report.page import page
 
     assert "0 requests" in page(report)

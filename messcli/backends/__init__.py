@@ -35,7 +35,9 @@ class Backend(Protocol):
         ...
 
     @property
-    def loaded(self) -> bool: ...
+    def loaded(self) -> bool:
+        """Whether it can answer without loading."""
+        ...
 
     def load(self) -> None:
         """Load weights and tokenizer. Raises ModelError naming model, path and cure."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from messcli.backends import Backend, Billed
+from messcli.backends import Backend, Billed, fitting
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -62,8 +62,7 @@ class Priced:
         return self._backend.generate(batch)
 
     def fitting(self, requests: Sequence[Request]) -> list[bool]:
-        limit = self.context_length
-        return [limit is None or self.prompt_tokens(request) <= limit for request in requests]
+        return fitting(self._backend, requests)
 
     def answer(self, requests: Sequence[Request]) -> list[Billed]:
         """Seconds are unknown: the server's own are not ours to see, and the wait is shared with others."""

@@ -30,6 +30,7 @@ class ProcessClock:
         self._seconds = 0.0
 
     def seconds(self) -> float:
+        """CPU seconds so far. Raises what `roots` raises."""
         for process in self._tree():
             try:
                 with process.oneshot():

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.backends import Backend, Billed, create, fitting
-from messcli.energy import EnergyLedger, open_meter
+from messcli.energy import Call, EnergyLedger, Meter, open_meter
 from messcli.errors import MessError, ModelError, UsageError
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec, Zoo
@@ -69,20 +69,14 @@ class Worker:
     """One model on one node. Runs inside of an actor, and so one call at a time."""
 
     def __init__(self, spec: ModelSpec, batch_size: int | None, meter: str, cpu_watts: float | None) -> None:
-        import ray
-
-        self._node = ray.get_runtime_context().get_node_id()
-        self._actor = ray.get_runtime_context().get_actor_id()
         if spec.device.startswith("cuda"):
-            spec = replace(
-                spec, device="cuda:0"
-            )  # Ray shows an actor the cards that it was given, and no others
+            # Ray shows an actor the cards that it was given, and no others
+            spec = replace(spec, device="cuda:0")
         self._backend: Backend = create(spec, batch_size=batch_size)
         # a replay is looked up by whoever has the file
-        self._meter = (
-            None if meter.startswith(_REPLAY) else open_meter(meter, self._backend.devices, cpu_watts)
-        )
-        self._ledger = None if self._meter is None else EnergyLedger(self._meter)
+        self._meter = None
+        if not meter.startswith(_REPLAY):
+            self._meter = _NodeMeter(open_meter(meter, self._backend.devices, cpu_watts))
 
     def load(self) -> list[str]:
         """Load the model. Returns what meters it, for the user."""
@@ -96,24 +90,46 @@ class Worker:
         return self._backend.plan(requests)
 
     def answer(self, batch: Sequence[Request]) -> _Answer:
-        if self._ledger is None:
+        """Answer a batch and bill it; waits while other actors use the same counters."""
+        if self._meter is None:
             unbilled = [Billed(g, None, None, "none") for g in self._backend.generate(batch)]
             return _Answer(unbilled, [], [])
-        devices = self._backend.devices
         ids = [str(request.id) for request in batch]
-        with self._turn(devices), self._ledger.window():  # noqa: SIM117  # the call ends within the window
-            with self._ledger.call(self._backend.spec.name, ids, devices) as call:
-                call.generations = self._backend.generate(batch)
+        with self._meter.call(self._backend.spec.name, ids, self._backend.devices) as call:
+            call.generations = self._backend.generate(batch)
         billed = [
             Billed(generation, bill.joules, bill.seconds, call.kind)
             for generation, bill in zip(call.generations, call.bills(), strict=True)
         ]
-        return _Answer(billed, self.read(), self._ledger.take_warnings())
+        return _Answer(billed, self._meter.read(), self._meter.take_warnings())
 
     def read(self) -> list[_Reading]:
         """The counters now."""
-        if self._ledger is None or self._meter is None:
-            return []
+        return [] if self._meter is None else self._meter.read()
+
+
+class _NodeMeter:
+    """An actor's meter, whose counters other actors of its node may use too."""
+
+    def __init__(self, meter: Meter) -> None:
+        import ray
+
+        self._node = ray.get_runtime_context().get_node_id()
+        self._actor = ray.get_runtime_context().get_actor_id()
+        self._meter = meter
+        self._ledger = EnergyLedger(meter)
+        self.describe = meter.describe
+        self.take_warnings = self._ledger.take_warnings
+
+    @contextmanager
+    def call(self, model: str, ids: Sequence[str], devices: Sequence[str]) -> Iterator[Call]:
+        """A call of `model` as the ledger bills it, while no other actor of this node uses its counters."""
+        with self._turn(devices), self._ledger.window():  # noqa: SIM117  # the call ends within the window
+            with self._ledger.call(model, ids, devices) as call:
+                yield call
+
+    def read(self) -> list[_Reading]:
+        """The counters now."""
         return [
             _Reading(self._node, self._identity(source), self._meter.counters[source].kind, total, attributed)
             for source, (total, attributed) in self._ledger.accounts().items()
@@ -121,14 +137,12 @@ class Worker:
 
     def _identity(self, source: str) -> str:
         """The hardware behind a counter, or this actor where it counts nothing but its own work."""
-        assert self._meter is not None  # noqa: S101  # for the type checker
         counter = self._meter.counters[source]
         return str(self._actor) if counter.kind == "estimate" else counter.provenance
 
     @contextmanager
     def _turn(self, devices: Sequence[str]) -> Iterator[None]:
         """Wait until no other actor of this node uses a counter of `devices`. The lock of a dead actor is free."""
-        assert self._meter is not None  # noqa: S101  # for the type checker
         counters = [self._meter.counters[source] for source in self._meter.sources(devices)]
         shared = sorted(counter.provenance for counter in counters if counter.kind != "estimate")
         with ExitStack() as stack:

@@ -4,9 +4,7 @@ Greedy decoding is the rule: sampling happens only where zoo.toml asks for it, s
 an answer never depends on what else was in its batch. In float32 a batch equals single requests token for
 token; in half precision the order of sums may turn near ties.
 
-Prompts are untrusted text. They reach the model as text: a control token spelled out in a prompt, such as
-"<|im_end|>", is encoded as the characters it is made of. Control tokens count where trusted files put
-them: the tokenizer's chat template and zoo.toml's prompt_template.
+How a request becomes tokens is `prompts.py`'s.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ import gc
 import hashlib
 import os
 import random
-import re
-import secrets
 import threading
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,20 +22,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
 from messcli.backends import collector_paused
-from messcli.errors import ModelError, ModelTooLarge
+from messcli.backends.prompts import PromptEncoder, key_of
+from messcli.errors import ModelError, ModelTooLarge, first_line
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
 _LARGEST_BATCH = {"cuda": 64, "cpu": 32}  # beyond these, throughput is flat and latency is not
 _BATCH_WITHOUT_SIZES = 8  # where the config does not say how large its key-value cache is
 _MEMORY_SHARE = 0.5  # of the free memory for the cache; the rest is for activations
-_REMEMBERED_PROMPTS = 2048  # encoded prompts kept between prompt_tokens, plan and generate of a window
 _SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # options of from_pretrained that say where files lie, and so hold for config and tokenizer too
 _WHERE_FILES_ARE = ("gguf_file", "subfolder", "cache_dir", "token", "local_files_only", "code_revision")
@@ -60,9 +55,7 @@ class TransformersBackend:
         self._cached_tokenizer: Any = None
         self._model: Any = None
         self._generation_config: Any = None
-        self._controls: re.Pattern[str] | None = None
-        self._break = f"\ue000{secrets.token_hex(8)}\ue001"  # no prompt can guess it
-        self._encoded: dict[bytes, tuple[Request, array[int] | str]] = {}
+        self._cached_encoder: PromptEncoder | None = None
         self._token_budget: int | None = None  # rows x tokens that a batch may take, learnt from running out
 
     # --- loading ---
@@ -138,7 +131,7 @@ class TransformersBackend:
         """Drop the weights and give their memory back; the tokenizer stays."""
         self._model = None
         self._generation_config = None
-        self._encoded.clear()
+        self._cached_encoder = None
         _free_memory()
 
     @property
@@ -169,7 +162,6 @@ class TransformersBackend:
                     "chat_template = true, but the tokenizer has no chat template",
                     "Remove chat_template from zoo.toml, or use the instruction-tuned model",
                 )
-            self._controls = _control_tokens(tokenizer)
             self._cached_tokenizer = tokenizer
         return self._cached_tokenizer
 
@@ -207,7 +199,7 @@ class TransformersBackend:
             return AutoQuantizationConfig.from_dict(dict(table))
         except Exception as error:
             raise self._error(
-                f"load.quantization_config: {_first_line(error)}",
+                f"load.quantization_config: {first_line(error)}",
                 "Give quant_method and its options as transformers documents them",
             ) from error
 
@@ -251,7 +243,7 @@ class TransformersBackend:
         try:
             unknown = config.update(**options)
         except (ValueError, TypeError) as error:
-            raise self._error(f"generation: {_first_line(error)}", "Correct it in zoo.toml") from error
+            raise self._error(f"generation: {first_line(error)}", "Correct it in zoo.toml") from error
         if unknown:
             name = next(iter(unknown))
             close = difflib.get_close_matches(name, config.to_dict(), n=1)
@@ -348,77 +340,18 @@ class TransformersBackend:
 
     # --- prompts ---
 
+    @property
+    def _encoder(self) -> PromptEncoder:
+        if self._cached_encoder is None:
+            self._cached_encoder = PromptEncoder(self.spec, self._tokenizer)
+        return self._cached_encoder
+
     def prompt_tokens(self, request: Request) -> int:
         """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights.
 
         A chat that the model's template refuses counts as plain text here; `generate` says what is wrong.
         """
-        encoded = self._encode(request)
-        if isinstance(encoded, str):
-            return len(self._ids(self.spec.fill_template(request.prompt), special=True))
-        return len(encoded)
-
-    def _encode(self, request: Request) -> array[int] | str:
-        """The prompt's token ids, or why the model's chat template refuses the request."""
-        key = _key(request)
-        known = self._encoded.get(key)
-        if known is not None and (known[0].prompt, known[0].messages) == (request.prompt, request.messages):
-            return known[1]
-        encoded: array[int] | str
-        try:
-            text, special = self._render(request)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            encoded = (
-                f'model "{self.spec.name}": its chat template refuses the messages: {_first_line(error)}'
-            )
-        else:
-            encoded = self._ids(text, special=special)
-        if len(self._encoded) >= _REMEMBERED_PROMPTS:
-            del self._encoded[next(iter(self._encoded))]  # the oldest
-        self._encoded[key] = (request, encoded)
-        return encoded
-
-    def _render(self, request: Request) -> tuple[str, bool]:
-        """The text for the model, control tokens of the prompt broken, and whether to add special tokens."""
-        spec, tokenizer = self.spec, self._tokenizer
-        as_chat = spec.chat_template
-        if as_chat is None:
-            as_chat = bool(tokenizer.chat_template) and (
-                request.messages is not None or spec.prompt_template is None
-            )
-        if not as_chat:
-            text = spec.fill_template(self._broken(request.prompt))
-            return (f"{spec.system_prompt}\n\n{text}" if spec.system_prompt else text), True
-        if request.messages is not None:
-            chat = [
-                {key: self._broken(value) if isinstance(value, str) else value for key, value in turn.items()}
-                for turn in request.messages
-            ]
-        else:
-            chat = [{"role": "user", "content": spec.fill_template(self._broken(request.prompt))}]
-        if spec.system_prompt and not any(turn.get("role") == "system" for turn in chat):
-            chat.insert(0, {"role": "system", "content": spec.system_prompt})
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, **spec.chat_options
-        )
-        return text, False  # the template writes its own special tokens
-
-    def _broken(self, text: str) -> str:
-        """`text` with a mark inside every control token, where `_ids` cuts: none is matched over a cut."""
-        if self._controls is None:
-            return text
-        return self._controls.sub(lambda match: match[0] + self._break, text)
-
-    def _ids(self, text: str, *, special: bool) -> array[int]:
-        tokenizer = self._tokenizer
-        if self._break not in text:
-            return array("l", tokenizer(text, add_special_tokens=special)["input_ids"])
-        pieces = [piece for piece in text.split(self._break) if piece]
-        ids = [index for piece in pieces for index in tokenizer(piece, add_special_tokens=False)["input_ids"]]
-        if special:
-            before, after = _special_ends(tokenizer)
-            ids = [*before, *ids, *after]
-        return array("l", ids)
+        return self._encoder.length(request)
 
     # --- answering ---
 
@@ -504,7 +437,7 @@ class TransformersBackend:
         prompts: dict[int, array[int]] = {}
         limit = self.context_length
         for index, request in enumerate(batch):
-            encoded = self._encode(request)
+            encoded = self._encoder.encode(request)
             if isinstance(encoded, str):
                 answers[index] = Generation(None, 0, 0, error=encoded)
             elif error := self._unanswerable(encoded, limit):
@@ -607,7 +540,7 @@ class TransformersBackend:
         except Exception as error:
             if _is_out_of_memory(error):
                 return None  # not retried here: the traceback holds the tensors that filled the memory
-            raise self._error(f"failed while answering: {_first_line(error)}", _cure_for(error)) from error
+            raise self._error(f"failed while answering: {first_line(error)}", _cure_for(error)) from error
         return rows
 
     @contextmanager
@@ -617,7 +550,7 @@ class TransformersBackend:
             yield
             return
         cards = [int(device.partition(":")[2]) for device in self.devices if device.startswith("cuda")]
-        digest = hashlib.blake2b(_key(request), digest_size=7)
+        digest = hashlib.blake2b(key_of(request), digest_size=7)
         with _SAMPLING_LOCK, torch.random.fork_rng(devices=cards):
             torch.manual_seed(int.from_bytes(digest.digest(), "big"))
             yield
@@ -680,11 +613,7 @@ class TransformersBackend:
                 "has no safetensors; loading a pickle can run code in it",
                 "Choose another revision, or set allow_pickle = true if you trust its author",
             )
-        return self._error(f"can't be loaded: {_first_line(error)}", _cure_for(error))
-
-
-def _key(request: Request) -> bytes:
-    return request.key or str(request.id).encode("utf-8", "surrogatepass")
+        return self._error(f"can't be loaded: {first_line(error)}", _cure_for(error))
 
 
 # names, because huggingface_hub, httpx and requests each have their own and none is always installed
@@ -698,11 +627,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}".rstrip(".: ")
 
 
 def _cure_for(error: Exception) -> str:
@@ -777,35 +701,6 @@ def _devices_of(model: Any) -> tuple[str, ...]:
             names.add(f"cuda:{device}" if isinstance(device, int) else str(torch.device(device)))
     names = {"cuda:0" if name == "cuda" else name for name in names}
     return tuple(sorted(names, key=lambda name: (not name.startswith("cuda"), name)))
-
-
-def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Where a control token begins: its first character, if the rest follows.
-
-    Control tokens are the special ones and the added ones that the chat template writes. Those of a single
-    character can't be cut, and blank ones are ordinary text.
-    """
-    template = str(tokenizer.chat_template or "")
-    found = {
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if (token.special or token.content in template) and len(token.content.strip()) > 1
-    }
-    if not found:
-        return None
-    # a lookahead, so that overlapping tokens are all found
-    starts = sorted(found, key=len, reverse=True)
-    return re.compile("|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in starts))
-
-
-def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
 
 
 def _quiet() -> None:

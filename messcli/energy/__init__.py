@@ -7,8 +7,9 @@ totals. Knows nothing of models, metrics or routing: a call is a stretch of time
 
 from __future__ import annotations
 
+from messcli.energy.counter import Counter, CounterReset
 from messcli.energy.ledger import GROUP_PERIODS, Bill, Call, EnergyLedger, Weight, split, token_weight
-from messcli.energy.meter import AUTO, CPU, METERS, Counter, CounterReset, Meter, open_meter
+from messcli.energy.meter import AUTO, CPU, METERS, Meter, open_meter
 
 __all__ = [
     "AUTO",

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from messcli.energy.meter import CounterReset, Heartbeat
+from messcli.energy.counter import CounterReset, Heartbeat
 from messcli.errors import MeterError
 
 POWERCAP = Path("/sys/class/powercap")
@@ -154,12 +154,14 @@ class EstimateCounter:
 
 
 def open_rapl(device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]) -> RaplCounter:
+    """An `Opener` for the table of meters."""
     return RaplCounter()
 
 
 def open_estimate(
     device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]
 ) -> EstimateCounter:
+    """An `Opener` for the table of meters; `others` tell CPU seconds that this process's clock doesn't."""
     if not others:
         return EstimateCounter(cpu_watts)
     latest = 0.0

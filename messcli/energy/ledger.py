@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from messcli.energy.meter import CounterReset, Meter
+from messcli.energy.counter import CounterReset
+from messcli.energy.meter import Meter
 from messcli.errors import MeterError
 from messcli.records import Generation
 

@@ -1,4 +1,4 @@
-"""The Counter protocol, the table of meters, and the Meter: one counter per source of energy.
+"""The table of meters, and the Meter: one counter per source of energy.
 
 Knows devices by their torch names ("cuda:0", "cpu"); which hardware stands behind a name is each
 counter's own business. Attribution to requests is `ledger.py`'s.
@@ -6,91 +6,17 @@ counter's own business. Attribution to requests is `ledger.py`'s.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import cast
 
+from messcli.energy.counter import Counter
 from messcli.energy.replay import Replay
 from messcli.errors import MeterError, UsageError
 
 AUTO = "auto"  # a choice of meter, and also accelerate's device: a model over every card that is visible
 CPU = "cpu"
-
-
-class CounterReset(MeterError):
-    """A counter fell or leapt, as after a driver reload: the energy since its last reading is unknown.
-
-    Raised once; the counter has re-based itself, and its next reading goes on from its last one.
-    """
-
-
-class Counter(Protocol):
-    """Cumulative joules of one source of energy."""
-
-    @property
-    def kind(self) -> str:
-        """nvml | rapl | estimate: what a row's `meter` says."""
-        ...
-
-    @property
-    def provenance(self) -> str:
-        """What is read and how, in one line."""
-        ...
-
-    @property
-    def period(self) -> float:
-        """Seconds between two updates of the counter: shorter spans may read 0."""
-        ...
-
-    @property
-    def partitioned(self) -> bool:
-        """Whether the device is a slice of what the counter covers (MIG)."""
-        ...
-
-    def read(self) -> float:
-        """Joules since opening; never less than the reading before.
-
-        Raises CounterReset once where energy was lost from sight, MeterError where the counter can't
-        be read any more.
-        """
-        ...
-
-    def warnings(self) -> list[str]:
-        """What makes the reading mean more than this run's energy, one line each; [] is the good case."""
-        ...
-
-    def close(self) -> None:
-        """Give the counter back; closing twice is harmless."""
-        ...
-
-
-class Heartbeat:
-    """Calls `beat` every `seconds` in a daemon thread, until stopped or until it raises MeterError.
-
-    The error is kept in `error`: whoever owns the counter raises it at the next reading.
-    """
-
-    def __init__(self, beat: Callable[[], object], seconds: float) -> None:
-        self.error: MeterError | None = None
-        self._beat = beat
-        self._seconds = seconds
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="messcli-energy", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            while not self._stopped.wait(self._seconds):
-                self._beat()
-        except MeterError as error:
-            self.error = error
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
 
 Others = Sequence[Callable[[], float]]  # each tells CPU seconds of other processes that run models
 _Options = tuple["float | None", Others]
@@ -200,6 +126,7 @@ class Meter:
                 )
 
     def close(self) -> None:
+        """Give all counters back."""
         for counter in self.counters.values():
             counter.close()
 

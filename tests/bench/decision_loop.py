@@ -22,7 +22,7 @@ from messcli.factory import Setup, create_controller
 from messcli.loop import steps
 from messcli.outcomes import Recorded
 from messcli.records import Outcome, Request
-from messcli.simulate import FeatureMemo
+from messcli.simulate.runs import FeatureMemo
 
 SIZES = (2, 3, 10, 100)
 SETUPS = {

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from messcli.metrics import load_metric
-from messcli.simulate import ROUNDING, SimulateConfig, alphas_at, cores, simulate, static_mix
+from messcli.metrics import ROUNDING, load_metric
+from messcli.simulate import SimulateConfig, simulate
+from messcli.simulate.hindsight import static_mix
+from messcli.simulate.runs import alphas_at, cores
 from messcli.tables import read_table
 
 

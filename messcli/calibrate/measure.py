@@ -1,59 +1,50 @@
-"""`calibrate`: measure what each model of a zoo costs by prompt and output length, and write calibration.json.
+"""Measuring what each model of a zoo costs by prompt and output length.
 
 Every cell (a model, a prompt length, an output length) is measured again and again, in rounds of shuffled
 order so that drift falls on all alike, until the 95 % interval of its mean is narrow enough or the time is up.
-Knows backends, meters and the fit; the file's format is `calibration.py`'s.
+Knows backends and meters; the file's format is `messcli/calibration.py`'s.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from messcli import __version__
 from messcli.backends import Backend, Exact, create
+from messcli.calibrate.fit import fit, nonnegative
+from messcli.calibrate.readings import Kept, Key, Readings, cell_of, cells_of, setup_of
 from messcli.calibration import (
     FEWEST_REPETITIONS,
     INTERVAL,
     Calibration,
     Cell,
     Coefficients,
-    Fit,
     ModelCalibration,
     OwnPrompts,
     default_path,
     hardware,
-    load_calibration,
-    save,
-    terms,
     versions,
 )
 from messcli.energy import GROUP_PERIODS, Call, EnergyLedger, Meter, open_meter
-from messcli.errors import CalibrationError, StateBusy, UsageError
+from messcli.errors import CalibrationError, UsageError
 from messcli.inputs import InputFields, open_input, read_requests
-from messcli.outputs import STDOUT
 from messcli.records import Generation, Rejected, Request
-from messcli.run import Stop, stop_signals
-from messcli.zoo import Zoo, load_zoo
+from messcli.signals import Stop, stop_signals
+from messcli.zoo import ModelSpec, Zoo, load_zoo
 
 BUDGET_SECONDS = 600.0
 QUICK_SECONDS = 40.0
 LEAST_SECONDS = 0.02  # a reading lasts at least so long, and ten periods of its counter
-WARM_SECONDS = (
-    5.0  # a cell's first call counts only if it is longer: what is compiled and allocated is lost in it
-)
+WARM_SECONDS = 5.0  # a cell's first call counts only if it is longer: what is allocated once is lost in it
 LONGEST_PROMPT = 1024  # tokens, in the default grid
 PROMPT_SHARES, OUTPUT_SHARES = (1 / 16, 1 / 4, 1 / 2, 1), (1 / 8, 1 / 2, 1)  # of the longest
 QUICK_PROMPT_SHARES, QUICK_OUTPUT_SHARES = (1 / 8, 1 / 2, 1), (1 / 4, 1)
@@ -61,8 +52,6 @@ QUANTILES, QUICK_QUANTILES = (0.05, 0.35, 0.65, 0.95), (0.1, 0.5, 0.9)
 PROMPTS_READ = 2000
 PROMPTS_TOKENIZED = 500
 OWN_BATCHES = 4  # of the user's prompts that are answered
-RESAMPLES = 200
-MOST_WINDOW = 32  # the default window of `route`
 
 # Tokens per character where there are no prompts of the user's.
 SAMPLE_TEXT = (
@@ -72,8 +61,6 @@ SAMPLE_TEXT = (
     "summer twice as many. Please summarise the paragraph above in one short sentence, in your own words. "
 )
 
-Key = tuple[str, int, int]  # model, prompt tokens, output tokens
-Readings = dict[Key, list[tuple[float, float]]]  # joules and seconds, per request
 Array = NDArray[np.float64]
 
 
@@ -86,7 +73,7 @@ class CalibrateConfig:
     zoo: str | None = None
     meter: str = "auto"
     batch_size: int | None = None
-    window: int = MOST_WINDOW
+    window: int = 32  # of `route`
     prompt_tokens: tuple[int, ...] = ()
     output_tokens: tuple[int, ...] = ()
     quick: bool = False
@@ -183,17 +170,11 @@ def calibrate(
         raise UsageError("--meter replay reads no energy. Calibrate with auto, nvml, rapl or estimate")
     output = config.output or str(default_path(zoo))
     budget = config.budget_seconds or (QUICK_SECONDS if config.quick else BUDGET_SECONDS)
-    backends = [create(spec, batch_size=config.batch_size) for spec in zoo.models]
-    for backend in backends:
-        if not isinstance(backend, Exact):
-            raise CalibrationError(
-                f'model "{backend.spec.name}": the {backend.spec.backend} backend can\'t be made to answer with '
-                "exact lengths. Route without a calibration: E_m is learnt from its own readings"
-            )
+    backends = [_exact_backend(spec, config.batch_size) for spec in zoo.models]
     prompts = _read_prompts(config, tell)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "cell"))
-        kept = stack.enter_context(_Kept.open(output))
+        kept = stack.enter_context(Kept.open(output))
         devices = dict.fromkeys(device for backend in backends for device in backend.devices)
         meter = open_meter(config.meter, tuple(devices), zoo.energy.get("cpu_watts"))
         stack.callback(meter.close)
@@ -221,6 +202,20 @@ def calibrate(
         return CalibrateSummary(calibration, output, job.readings, seconds, stop.signal)
 
 
+class _ExactBackend(Backend, Exact, Protocol):
+    """What can be measured."""
+
+
+def _exact_backend(spec: ModelSpec, batch_size: int | None) -> _ExactBackend:
+    backend = create(spec, batch_size=batch_size)
+    if isinstance(backend, Exact):
+        return backend
+    raise CalibrationError(
+        f'model "{spec.name}": the {spec.backend} backend can\'t be made to answer with exact lengths. Route '
+        "without a calibration: E_m is learnt from its own readings"
+    )
+
+
 def _read_prompts(config: CalibrateConfig, tell: Callable[[str], None]) -> list[Request]:
     if config.prompts is None:
         return []
@@ -240,139 +235,11 @@ def _read_prompts(config: CalibrateConfig, tell: Callable[[str], None]) -> list[
     return requests
 
 
-class _Kept:
-    """The readings, on disk as soon as they are made: `<output>.partial`, one JSON line each.
-
-    The first line says what they were made on; readings of another setup are not mixed in.
-    """
-
-    def __init__(self, output: str, handle: IO[str] | None) -> None:
-        self.readings: Readings = {}
-        self.own_prompts: Mapping[str, OwnPrompts | None] = {}
-        self._output = output
-        self._handle = handle
-
-    @classmethod
-    @contextmanager
-    def open(cls, output: str) -> Iterator[_Kept]:
-        """Raises StateBusy where another calibration writes the same file."""
-        if output == STDOUT:
-            yield cls(output, None)
-            return
-        path = _partial(output)
-        try:
-            handle = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise CalibrationError(f"{path}: can't be written: {error.strerror}. Name another -o") from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateBusy(
-                    f"{path}: another calibration writes it. Wait until it has ended, or name another -o"
-                ) from None
-            try:
-                yield cls(output, handle)
-            finally:
-                if path.is_file() and path.stat().st_size == 0:
-                    path.unlink()
-
-    def start(self, setup: Mapping[str, Any], *, fresh: bool, tell: Callable[[str], None]) -> None:
-        """Take over what an earlier run measured on the same setup."""
-        if self._handle is None:
-            return
-        self._handle.seek(0)
-        *lines, torn = self._handle.read().split("\n")  # a crash tears the last line
-        if lines and not fresh and _loads(lines[0]) == setup:
-            self._take(lines[1:])
-            os.truncate(self._handle.fileno(), os.fstat(self._handle.fileno()).st_size - len(torn.encode()))
-        else:
-            if lines and not fresh:
-                tell(f"{_partial(self._output)}: was measured on another setup; starting anew")
-            elif not fresh:
-                self._take_finished(setup)
-            self._handle.truncate(0)
-            self._write(setup)
-            for key, pairs in self.readings.items():
-                for pair in pairs:
-                    self._write([*key, *pair])
-            self._sync()
-        if self.readings:
-            tell(f"going on from {sum(map(len, self.readings.values()))} readings of an earlier run")
-
-    def _take(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            name, prompt_tokens, output_tokens, joules, seconds = _loads(line)
-            self.readings.setdefault((name, prompt_tokens, output_tokens), []).append((joules, seconds))
-
-    def _take_finished(self, setup: Mapping[str, Any]) -> None:
-        with suppress(CalibrationError):  # there is none, or it is another version's: measured anew
-            before = load_calibration(Path(self._output))
-            if _setup(before.models, before.versions, before.hardware, before.meter) != setup:
-                return
-            self.own_prompts = {model.name: model.own_prompts for model in before.models}
-            for model in before.models:
-                for cell in model.cells:
-                    pairs = list(zip(cell.joules, cell.seconds, strict=True))
-                    self.readings[model.name, cell.prompt_tokens, cell.output_tokens] = pairs
-
-    def add(self, key: Key, joules: float, seconds: float) -> None:
-        self.readings.setdefault(key, []).append((joules, seconds))
-        if self._handle is not None:
-            self._write([*key, joules, seconds])
-            self._sync()
-
-    def _write(self, value: object) -> None:
-        if self._handle is not None:
-            self._handle.write(json.dumps(value, sort_keys=True) + "\n")
-
-    def _sync(self) -> None:
-        if self._handle is not None:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-
-    def finish(self, text: str) -> None:
-        """Everything is in the calibration: write it, and forget the rest."""
-        if self._output == STDOUT:
-            return  # its caller has standard output
-        save(Path(self._output), text)
-        _partial(self._output).unlink(missing_ok=True)
-
-
-def _partial(output: str) -> Path:
-    return Path(output + ".partial")
-
-
-def _loads(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _setup(
-    models: Sequence[ModelCalibration] | Sequence[_Model],
-    library_versions: Mapping[str, str],
-    devices: Mapping[str, str],
-    meter: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What readings depend on, as JSON gives it back."""
-    setup = {
-        "models": [[m.name, m.signature, m.device, m.batch_size, m.meter] for m in models],
-        "versions": library_versions,
-        "hardware": devices,
-        "cpu_watts": meter["cpu_watts"],
-    }
-    loaded: dict[str, Any] = json.loads(json.dumps(setup, sort_keys=True))
-    return loaded
-
-
 @dataclass(frozen=True, slots=True)
 class _Model:
     """What is decided for a model before it is measured."""
 
-    backend: Backend
-    exact: Exact
+    backend: _ExactBackend
     batch_size: int
     meter: str
     least_seconds: float  # of a reading
@@ -415,7 +282,7 @@ class _Job:
         self,
         config: CalibrateConfig,
         zoo: Zoo,
-        backends: Sequence[Backend],
+        backends: Sequence[_ExactBackend],
         meter: Meter,
         prompts: Sequence[Request],
         stop: Stop,
@@ -444,17 +311,15 @@ class _Job:
 
     def plan(self) -> None:
         for backend in self._backends:
-            assert isinstance(backend, Exact)  # noqa: S101  # `calibrate` has refused the others
             samples = self._samples(backend)
             lengths = np.array([len(request.prompt) for request in samples], float)
             tokens = np.array([backend.prompt_tokens(request) for request in samples], float)
-            constant, per_character = _nonnegative(np.stack([np.ones_like(lengths), lengths], axis=1), tokens)
+            constant, per_character = nonnegative(np.stack([np.ones_like(lengths), lengths], axis=1), tokens)
             prompt_lengths = self._prompt_lengths(backend, tokens)
             probe = samples[int(np.argmax(tokens))]
             sources = self._meter.sources(backend.devices)
             period = max(self._meter.counters[source].period for source in sources)
             model = _Model(
-                backend,
                 backend,
                 self._batch_size(backend, probe),
                 self._meter.kind(backend.devices),
@@ -513,8 +378,8 @@ class _Job:
         return min(share, max(map(len, backend.plan([probe] * share))))
 
     def setup(self) -> dict[str, Any]:
-        return _setup(
-            list(self._models.values()), self._versions(), self._hardware(), self._meter_description()
+        return setup_of(
+            list(self._models.values()), self._versions(), self._hardware(), self._zoo.energy.get("cpu_watts")
         )
 
     def _versions(self) -> dict[str, str]:
@@ -541,7 +406,7 @@ class _Job:
 
     # ---- measuring -------------------------------------------------------------------------------
 
-    def measure(self, kept: _Kept, on_progress: Callable[[CalibrateProgress], None], started: float) -> None:
+    def measure(self, kept: Kept, on_progress: Callable[[CalibrateProgress], None], started: float) -> None:
         """Rounds over the cells that haven't converged, in shuffled order, until all have or the time is up;
         the first round is always finished."""
         self.cells += [key for key in kept.readings if key not in self.cells and key[0] in self._models]
@@ -550,7 +415,7 @@ class _Job:
         for model in self._models.values():
             if self._prompts and not self._over():
                 self._own[model.name] = self._measure_own_prompts(model)
-        while todo := [key for key in self.cells if not _cell(key, kept.readings).converged]:
+        while todo := [key for key in self.cells if not cell_of(key, kept.readings).converged]:
             self._rng.shuffle(todo)
             # cells without any reading first, and whatever the time: nothing comes of the rest without them
             todo.sort(key=lambda key: key in kept.readings)
@@ -582,12 +447,12 @@ class _Job:
         after, seconds = self._meter.read(), time.monotonic() - began
         self._idle_watts = {source: (after[source] - before[source]) / seconds for source in after}
 
-    def _measure_cell(self, key: Key, kept: _Kept) -> None:
+    def _measure_cell(self, key: Key, kept: Kept) -> None:
         name, prompt_tokens, output_tokens = key
         model = self._models[name]
 
         def call() -> Any:
-            return model.exact.generate_exactly(prompt_tokens, output_tokens, model.batch_size)
+            return model.backend.generate_exactly(prompt_tokens, output_tokens, model.batch_size)
 
         began = time.monotonic()
         if key not in self._seconds:
@@ -643,11 +508,11 @@ class _Job:
                 sample.answers += [g for g in made.generations if g.output_tokens]
         return sample
 
-    def _progress(self, kept: _Kept, started: float) -> CalibrateProgress:
+    def _progress(self, kept: Kept, started: float) -> CalibrateProgress:
         now = time.monotonic()
         left, converged = 0.0, 0
         for key in self.cells:
-            cell = _cell(key, kept.readings)
+            cell = cell_of(key, kept.readings)
             converged += cell.converged
             if not cell.converged:
                 left += self._readings_left(cell) * self._seconds.get(key, 0.0)
@@ -682,7 +547,9 @@ class _Job:
     def _model(
         self, model: _Model, readings: Readings, own_prompts: Mapping[str, OwnPrompts | None]
     ) -> ModelCalibration:
-        cells = tuple(sorted(_cells(model.name, readings), key=lambda c: (c.prompt_tokens, c.output_tokens)))
+        cells = tuple(
+            sorted(cells_of(model.name, readings), key=lambda c: (c.prompt_tokens, c.output_tokens))
+        )
         sources = self._meter.sources(model.backend.devices)
         idle_watts = math.fsum(self._idle_watts[source] for source in sources)
         net = [Cell(c.prompt_tokens, c.output_tokens, c.net_joules(idle_watts), c.seconds) for c in cells]
@@ -712,67 +579,3 @@ class _Job:
         tokens = float(np.median([cell.prompt_tokens for cell in largest.cells]))
         beyond = max(0.0, tokens - largest.constant_prompt_tokens)
         return beyond / (largest.prompt_tokens_per_character or 1.0)
-
-
-def _cell(key: Key, readings: Readings) -> Cell:
-    pairs = readings.get(key, [])
-    return Cell(key[1], key[2], tuple(joules for joules, _ in pairs), tuple(seconds for _, seconds in pairs))
-
-
-def _cells(name: str, readings: Readings) -> list[Cell]:
-    return [_cell(key, readings) for key in readings if key[0] == name]
-
-
-# ---- the fit -------------------------------------------------------------------------------------
-
-
-def fit(cells: Sequence[Cell], seed: int) -> Fit:
-    """Coefficients that minimise squared relative errors at the cells' means, with their errors."""
-    matrix = np.stack([terms(cell.prompt_tokens, cell.output_tokens) for cell in cells])
-    means = np.array([cell.mean_joules for cell in cells])
-    best = _relative(matrix, means)
-    errors = None
-    if all(len(cell.joules) >= 2 for cell in cells):
-        rng = np.random.default_rng(seed)
-        resampled = []
-        for _ in range(RESAMPLES):
-            drawn = [rng.choice(cell.joules, len(cell.joules)).mean() for cell in cells]
-            resampled.append(_relative(matrix, np.array(drawn)))
-        errors = Coefficients(*np.std(resampled, axis=0).tolist())
-    return Fit(
-        coefficients=Coefficients(*best.tolist()),
-        standard_errors=errors,
-        left_out_error=_left_out_error(matrix, means),
-    )
-
-
-def _left_out_error(matrix: Array, means: Array) -> float | None:
-    """Mean relative error at each cell by the fit to all others; None with too few of them to be fitted."""
-    count, unknowns = matrix.shape
-    if count <= unknowns or not means.all():
-        return None
-    errors = []
-    for left_out in range(count):
-        others = np.arange(count) != left_out
-        predicted = matrix[left_out] @ _relative(matrix[others], means[others])
-        errors.append(abs(predicted / means[left_out] - 1.0))
-    return float(np.mean(errors))
-
-
-def _relative(matrix: Array, joules: Array) -> Array:
-    """Non-negative least squares on relative errors. A cell without joules (net of idle) hasn't infinite weight."""
-    most = float(joules.max())
-    if most <= 0:
-        return np.zeros(matrix.shape[1])
-    scale = 1.0 / np.maximum(joules, 1e-3 * most)
-    return _nonnegative(matrix * scale[:, None], joules * scale)
-
-
-def _nonnegative(matrix: Array, values: Array) -> Array:
-    from scipy.optimize import nnls
-
-    largest = matrix.max(axis=0)
-    largest[largest == 0] = 1.0
-    solution, _ = nnls(matrix / largest, values)  # columns of like size: p o is millions where e0 is 1
-    weights: Array = solution / largest
-    return weights

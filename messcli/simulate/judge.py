@@ -10,21 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from messcli.advice import advice_lines, advise
 from messcli.errors import UsageError
-from messcli.evidence import ALPHAS_AT, evidence
-from messcli.figures import figure_1, tradeoff, write_charts, write_text
 from messcli.metrics import load_metric
-from messcli.simulate import (
-    ALL_POLICIES,
-    Result,
-    SimulateConfig,
-    alphas_at,
-    cores,
-    lines,
-    simulate,
-    table_lines,
-)
+from messcli.outputs import write_text
+from messcli.simulate.advice import advice_lines, advise
+from messcli.simulate.evidence import ALPHAS_AT, evidence
+from messcli.simulate.figures import figure_1, tradeoff, write_charts
+from messcli.simulate.hindsight import static_mix
+from messcli.simulate.results import Line, Result, line_of, lines
+from messcli.simulate.runs import ALL_POLICIES, SimulateConfig, alphas_at, cores, simulate
 from messcli.tables import OutcomeTable, read_table
 
 
@@ -107,3 +101,77 @@ def draw(table: OutcomeTable, results: Sequence[Result], folder: Path) -> list[P
     if len({line.v for line in summed}) > 1:
         charts.update(figure_1(results))
     return write_charts(charts, folder, "--plot")
+
+
+def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[Result]) -> list[str]:
+    """The comparison, for people: a block per alpha, yardsticks included."""
+    means = table.accuracies.mean(axis=0)
+    joules = table.joules.mean(axis=0)
+    models = ", ".join(
+        f"{name} {accuracy:.3f} at {cost:.4g} J"
+        for name, accuracy, cost in zip(table.names, means.tolist(), joules.tolist(), strict=True)
+    )
+    orders = "its own order" if config.orders is None else f"{config.orders} orders"
+    text = [
+        f"{len(table.requests)} requests, {orders}, seed {config.seed}; "
+        f"predictor {config.predictor}, learning from {config.learn}, window {config.window}",
+        f"models: {models}",
+    ]
+    if table.left_out:
+        text.append(f"{table.left_out} incomplete requests left out")
+    summed = lines(results)
+    for alpha in dict.fromkeys(line.alpha for line in summed):
+        static = line_of([static_mix(table, alpha)])
+        block = [line for line in summed if line.alpha == alpha]
+        rows = [_HEADER + [_short(name) for name in table.names]]
+        rows += [_cells_of(line, static) for line in (*block, static)]
+        text += ["", f"alpha {alpha:.4f}", *_aligned(rows)]
+    text += [
+        "",
+        "J billed: joules per request, every model of every exploration included; J paper: an exploration "
+        "counts as its served model only.",
+        "static: the cheapest request-blind mix in hindsight; oracle: the linear programme that knows every "
+        "outcome. Both are bounds to compare with, not policies to run.",
+    ]
+    return text
+
+
+_HEADER = ["policy", "V", "c", "accuracy", "J billed", "J paper", "of static", "meets", "explored"]
+
+
+def _cells_of(line: Line, static: Line) -> list[str]:
+    accuracy = f"{line.accuracy:.4f}" + (
+        f" ± {line.accuracy_deviation:.4f}" if line.accuracy_deviation else ""
+    )
+    billed = f"{line.billed_joules:.2f}" + (
+        f" ± {line.billed_deviation:.2f}" if line.billed_deviation else ""
+    )
+    auto = "auto" if line.policy == "mess+" else ""
+    return [
+        line.policy,
+        auto if line.v is None else f"{line.v:g}",
+        auto if line.c is None else f"{line.c:g}",
+        accuracy,
+        billed,
+        f"{line.paper_joules:.2f}",
+        f"{line.billed_joules / static.billed_joules:.2f}",
+        f"{line.meets}/{line.orders}",
+        f"{line.explorations:.0f}",
+        *(f"{share:.1%}" for share in line.shares.values()),
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

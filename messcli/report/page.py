@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
-from messcli.errors import MessError
 from messcli.plots import STYLE, Chart, Series
-from messcli.report import LEVEL, Promise, Reliability, Report, saved_words
+from messcli.report.numbers import LEVEL, Promise, Reliability, Report
+from messcli.report.text import saved_words
 
 _PAGE_STYLE = """
 :root{color-scheme:light dark;--bg:#f5f6f7;--card:#fff;--ink:#1c2126;--soft:#5b6670;--line:#dfe3e7;
@@ -38,16 +37,6 @@ th{color:var(--soft);font-weight:600;font-size:13px;border-top:0}th:first-child,
 .scroll{overflow-x:auto}td{white-space:nowrap}
 .served{background:var(--bar0)}.exploration{background:var(--bar1)}.overhead{background:var(--bar2)}
 """
-
-
-def write_page(report: Report, path: str) -> None:
-    """Write the report as a page. Raises MessError where `path` can't be written."""
-    try:
-        Path(path).write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise MessError(
-            f"{path}: can't be written: {error.strerror}. Give a writable place with --html"
-        ) from None
 
 
 def page(report: Report) -> str:

@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from messcli.errors import MessError
+from messcli.outputs import write_text
 from messcli.plots import Chart, Series
-from messcli.simulate import ORACLE, Result, lines, oracle, static_mix
+from messcli.simulate.hindsight import ORACLE, oracle, static_mix
+from messcli.simulate.results import Result, lines
 from messcli.tables import OutcomeTable
-
-
-def write_text(path: Path, text: str, option: str) -> None:
-    """Write a file the user asked for by `option`; raises MessError where that can't be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MessError(
-            f"{path}: can't be written: {error.strerror}. Give a writable place with {option}"
-        ) from None
 
 
 def write_charts(charts: Mapping[str, Chart], folder: Path, option: str) -> list[Path]:

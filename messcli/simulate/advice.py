@@ -11,18 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from messcli.factory import Setup
-from messcli.simulate import (
-    Line,
-    Result,
-    SimulateConfig,
-    Task,
-    each,
-    line_of,
-    lines,
-    oracle,
-    run_task,
-    static_mix,
-)
+from messcli.simulate.hindsight import oracle, static_mix
+from messcli.simulate.results import Line, Result, line_of, lines
+from messcli.simulate.runs import SimulateConfig, Task, each, run_task
 from messcli.tables import OutcomeTable
 
 DEFAULT_ORDERS = 20

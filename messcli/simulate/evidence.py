@@ -16,20 +16,12 @@ import numpy as np
 
 from messcli import __version__
 from messcli.factory import Setup
-from messcli.figures import figure_1, tradeoff, write_charts, write_text
+from messcli.outputs import write_text
 from messcli.plots import Chart, Series
-from messcli.simulate import (
-    FeatureMemo,
-    Line,
-    Result,
-    SimulateConfig,
-    Task,
-    each,
-    lines,
-    replay,
-    simulate,
-    static_mix,
-)
+from messcli.simulate.figures import figure_1, tradeoff, write_charts
+from messcli.simulate.hindsight import static_mix
+from messcli.simulate.results import Line, Result, lines
+from messcli.simulate.runs import FeatureMemo, SimulateConfig, Task, each, replay, simulate
 from messcli.tables import OutcomeTable
 
 ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best

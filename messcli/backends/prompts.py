@@ -1,0 +1,140 @@
+"""From a request to token ids: templates, chat templates, and the line between text and control tokens.
+
+Prompts are untrusted text. They reach the model as text: a control token spelled out in a prompt, such as
+"<|im_end|>", is encoded as the characters it is made of. Control tokens count where trusted files put
+them: the tokenizer's chat template and zoo.toml's prompt_template. Knows tokenizers; knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from array import array
+from typing import Any
+
+import jinja2
+
+from messcli.errors import first_line
+from messcli.records import Request
+from messcli.zoo import ModelSpec
+
+REMEMBERED = 2048  # prompts kept encoded between prompt_tokens, plan and generate of a window
+
+
+class PromptEncoder:
+    """Renders and encodes requests as one model of the zoo takes them.
+
+    Args:
+        spec: the model's templates.
+        tokenizer: of transformers.
+    """
+
+    def __init__(self, spec: ModelSpec, tokenizer: Any) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._controls = _control_tokens(tokenizer)
+        self._break = f"\ue000{secrets.token_hex(8)}\ue001"  # no prompt can guess it
+        self._encoded: dict[bytes, tuple[Request, array[int] | str]] = {}
+
+    def length(self, request: Request) -> int:
+        """In tokens, special ones included. A chat that the template refuses counts as plain text."""
+        encoded = self.encode(request)
+        if isinstance(encoded, str):
+            return len(self._ids(self._spec.fill_template(request.prompt), special=True))
+        return len(encoded)
+
+    def encode(self, request: Request) -> array[int] | str:
+        """The prompt's token ids, or why the model's chat template refuses the request."""
+        key = key_of(request)
+        known = self._encoded.get(key)
+        if known is not None and (known[0].prompt, known[0].messages) == (request.prompt, request.messages):
+            return known[1]
+        encoded: array[int] | str
+        try:
+            text, special = self._render(request)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            encoded = (
+                f'model "{self._spec.name}": its chat template refuses the messages: {first_line(error)}'
+            )
+        else:
+            encoded = self._ids(text, special=special)
+        if len(self._encoded) >= REMEMBERED:
+            del self._encoded[next(iter(self._encoded))]  # the oldest
+        self._encoded[key] = (request, encoded)
+        return encoded
+
+    def _render(self, request: Request) -> tuple[str, bool]:
+        """The text for the model, control tokens of the prompt broken, and whether to add special tokens."""
+        spec, tokenizer = self._spec, self._tokenizer
+        as_chat = spec.chat_template
+        if as_chat is None:
+            as_chat = bool(tokenizer.chat_template) and (
+                request.messages is not None or spec.prompt_template is None
+            )
+        if not as_chat:
+            text = spec.fill_template(self._broken(request.prompt))
+            return (f"{spec.system_prompt}\n\n{text}" if spec.system_prompt else text), True
+        if request.messages is not None:
+            chat = [
+                {key: self._broken(value) if isinstance(value, str) else value for key, value in turn.items()}
+                for turn in request.messages
+            ]
+        else:
+            chat = [{"role": "user", "content": spec.fill_template(self._broken(request.prompt))}]
+        if spec.system_prompt and not any(turn.get("role") == "system" for turn in chat):
+            chat.insert(0, {"role": "system", "content": spec.system_prompt})
+        text = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, **spec.chat_options
+        )
+        return text, False  # the template writes its own special tokens
+
+    def _broken(self, text: str) -> str:
+        """`text` with a mark inside every control token, where `_ids` cuts: none is matched over a cut."""
+        if self._controls is None:
+            return text
+        return self._controls.sub(lambda match: match[0] + self._break, text)
+
+    def _ids(self, text: str, *, special: bool) -> array[int]:
+        tokenizer = self._tokenizer
+        if self._break not in text:
+            return array("l", tokenizer(text, add_special_tokens=special)["input_ids"])
+        pieces = [piece for piece in text.split(self._break) if piece]
+        ids = [index for piece in pieces for index in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        if special:
+            before, after = _special_ends(tokenizer)
+            ids = [*before, *ids, *after]
+        return array("l", ids)
+
+
+def key_of(request: Request) -> bytes:
+    """What tells a request from others, also where it came from no file."""
+    return request.key or str(request.id).encode("utf-8", "surrogatepass")
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Where a control token begins: its first character, if the rest follows.
+
+    Control tokens are the special ones and the added ones that the chat template writes. Those of a single
+    character can't be cut, and blank ones are ordinary text.
+    """
+    template = str(tokenizer.chat_template or "")
+    found = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if (token.special or token.content in template) and len(token.content.strip()) > 1
+    }
+    if not found:
+        return None
+    # a lookahead, so that overlapping tokens are all found
+    starts = sorted(found, key=len, reverse=True)
+    return re.compile("|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in starts))
+
+
+def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []

@@ -1,0 +1,203 @@
+"""What a report is made from: a state (everything, also while a run writes it) or an output file (what it holds,
+and it says what is missing)."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from messcli.errors import InputError, StateError
+from messcli.inputs import STDIN, open_input
+from messcli.report.numbers import Ledger, Report, summed_up
+from messcli.state import APPLICATION_ID, SCHEMA_VERSION
+
+
+def make_report(path: str, alpha: float | None = None) -> Report:
+    """Read a state or an output file.
+
+    Args:
+        alpha: the target, for an output file: it doesn't hold it. A state knows its own.
+
+    Raises:
+        InputError, StateError: the file is missing or is neither.
+    """
+    return _from_state(path) if path != STDIN and _is_database(path) else _from_output(path, alpha)
+
+
+def _is_database(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as handle:
+            return handle.read(16) == b"SQLite format 3\0"
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read: {error.strerror}. Name a state file or the output of `messcli route`"
+        ) from None
+
+
+def _from_state(path: str) -> Report:
+    # Read-only, without the lock: a report can be had while a run goes on. With no writer there is no
+    # write-ahead log either, and `immutable` keeps SQLite from leaving an empty one behind.
+    file = Path(path).resolve()
+    quiet = "" if file.with_name(file.name + "-wal").exists() else "&immutable=1"
+    uri = f"{file.as_uri()}?mode=ro{quiet}"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as db:
+            return _read_state(db, path)
+    except sqlite3.DatabaseError as error:
+        raise StateError(f"{path}: can't be read: {error}. Restore it from a copy") from None
+
+
+def _read_state(db: sqlite3.Connection, path: str) -> Report:
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StateError(f"{path}: is a database of another program. Name a state of messcli")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StateError(f"{path}: was written by a newer messcli (schema {version}). Upgrade messcli")
+    meta = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM meta")}
+    signature = meta.get("signature", {})
+    if signature.get("policy") == "record":
+        raise InputError(f"{path}: is the state of a recording. Judge its table with `messcli simulate`")
+    names = [model["name"] for model in signature.get("zoo", {}).get("models", [])]
+    row = db.execute("SELECT value FROM settings ORDER BY rowid DESC LIMIT 1").fetchone()
+    settings = json.loads(row[0]) if row else {}
+    settings.update((name, signature.get(name)) for name in ("policy", "predictor", "window", "seed"))
+    ledger = Ledger()
+    failed = 0
+    query = (
+        "SELECT t, model, plan, explored, accuracy, estimated_accuracy, joules, billed_joules, queue "
+        "FROM requests ORDER BY seq"
+    )
+    for t, model, plan, *values in db.execute(query):
+        failed += model is None
+        if t is not None:
+            ledger.add(model, plan, values)
+    energy = _records(db, "SELECT model, kind, meter, joules, requests FROM energy ORDER BY kind, model")
+    accounts = _records(db, "SELECT * FROM accounts ORDER BY period, plan")
+    period = str(meta.get("period") or settings.get("period") or "")
+    of_period = len(ledger.models)
+    if version >= 2:
+        row = db.execute("SELECT requests FROM periods WHERE name = ?", (period,)).fetchone()
+        of_period = row[0] if row else of_period
+    alphas = {account["plan"]: account["alpha"] for account in accounts if account["period"] == period}
+    return summed_up(
+        path,
+        "state",
+        ledger,
+        failed=failed,
+        alphas=alphas,
+        of_period=of_period,
+        names=names,
+        energy=energy,
+        period=period,
+        periods=accounts,
+        settings=settings,
+        metric=signature.get("metric"),
+        missing=[],
+    )
+
+
+def _records(db: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
+    cursor = db.execute(query)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _from_output(path: str, alpha: float | None) -> Report:
+    ledger = Ledger()
+    failed = 0
+    energy: dict[tuple[str, str, str], tuple[float, int]] = {}
+    seen: set[str] = set()
+    for number, row in _rows(path):
+        if "models" in row and "model" not in row:
+            raise InputError(
+                f"{path}:{number}: is an outcomes table. `messcli simulate` reads it; `report` takes a state or "
+                "the output of `messcli route`"
+            )
+        if "model" not in row and "error" not in row:
+            raise InputError(
+                f'{path}:{number}: has no "model": no row of `messcli route`. Name its output, or a state'
+            )
+        seen.update(row)
+        model = row.get("model")
+        if model is None:
+            failed += 1
+            continue
+        ledger.add(model, row.get("plan"), [row.get(name) for name in Ledger.COLUMNS])
+        meter = row.get("meter") or "?"
+        parts = [(model, "served", row.get("joules"))]
+        if row.get("explored") and row.get("joules") is not None and row.get("billed_joules") is not None:
+            parts.append(("other models", "exploration", row["billed_joules"] - row["joules"]))
+        for name, kind, joules in parts:
+            if joules is not None:
+                known, count = energy.get((name, kind, meter), (0.0, 0))
+                energy[name, kind, meter] = (known + joules, count + 1)
+    missing = [
+        "overhead joules (loading, learning, idle): only the state has them",
+        "which models an exploration's further joules went to",
+        "earlier periods and settings",
+    ]
+    missing += [f'the column "{name}"' for name in Ledger.COLUMNS if name not in seen]
+    if alpha is None:
+        missing.append("alpha: give it with --alpha")
+    beside = Path(f"{path}.state")
+    if path != STDIN and beside.is_file():
+        missing.append(f"all of which stand in {beside}: messcli report {beside}")
+    return summed_up(
+        path,
+        "output",
+        ledger,
+        failed=failed,
+        alphas=dict.fromkeys(ledger.plans, alpha),
+        of_period=len(ledger.models),
+        names=_order_of(ledger),
+        energy=[
+            {"model": model, "kind": kind, "meter": meter, "joules": joules, "requests": count}
+            for (model, kind, meter), (joules, count) in energy.items()
+        ],
+        period="",
+        periods=[],
+        settings={},
+        metric=None,
+        missing=missing,
+    )
+
+
+def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with open_input(path) as handle:
+        try:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("expected an object")
+                yield number, row
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number}: neither a state nor JSON lines: {error}. Name the output of `messcli route`"
+            ) from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: can't be read on: {error}. Repair the file") from None
+
+
+def _order_of(ledger: Ledger) -> list[str]:
+    """Models by their mean joules, cheapest first, what explorations serve last: a file doesn't tell the zoo."""
+    columns = ledger.columns()
+    models = np.array(ledger.models, dtype=object)
+    explored = Counter(models[columns["explored"] == 1.0].tolist())
+    last = max(explored, key=lambda name: explored[name], default=None)
+
+    def key(name: str) -> tuple[bool, float]:
+        joules = columns["joules"][models == name]
+        return name == last, math.inf if np.isnan(joules).all() else float(np.nanmean(joules))
+
+    return sorted(dict.fromkeys(models.tolist()), key=key)

@@ -1,0 +1,91 @@
+"""What came of simulated runs: one policy at one setting on one request order, and summed up over orders.
+
+Joules are per request throughout. Knows nothing of how a run goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from messcli.metrics import ROUNDING
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one policy at one setting did on one request order: a line of `--out`. Joules per request."""
+
+    policy: str
+    alpha: float
+    v: float | None
+    c: float | None
+    seed: int
+    requests: int
+    accuracy: float  # mean, of what was served, true
+    billed_joules: float  # everything billed
+    paper_joules: float  # an exploration billed as its served model only
+    explorations: int
+    served: dict[str, int]
+    meets_alpha: bool
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One policy at one setting, over all orders."""
+
+    policy: str
+    alpha: float
+    v: float | None
+    c: float | None
+    orders: int
+    accuracy: float
+    accuracy_deviation: float  # between orders; 0 with one
+    billed_joules: float
+    billed_deviation: float
+    paper_joules: float
+    explorations: float
+    shares: Mapping[str, float]
+    meets: int  # orders in which alpha was met
+
+
+def lines(results: Iterable[Result]) -> list[Line]:
+    """Sum up over orders; settings in the order of their first result."""
+    groups: dict[Hashable, list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.alpha, result.policy, result.v, result.c), []).append(result)
+    return [line_of(group) for group in groups.values()]
+
+
+def line_of(group: Sequence[Result]) -> Line:
+    """One setting's results over its orders, summed up."""
+    first = group[0]
+
+    def mean(values: Iterable[float]) -> float:
+        return float(np.mean(list(values)))
+
+    def deviation(values: Iterable[float]) -> float:
+        spread = float(np.std(list(values), ddof=1)) if len(group) > 1 else 0.0
+        return spread if spread > ROUNDING else 0.0  # equal numbers, added up in another order
+
+    return Line(
+        policy=first.policy,
+        alpha=first.alpha,
+        v=first.v,
+        c=first.c,
+        orders=len(group),
+        accuracy=mean(r.accuracy for r in group),
+        accuracy_deviation=deviation(r.accuracy for r in group),
+        billed_joules=mean(r.billed_joules for r in group),
+        billed_deviation=deviation(r.billed_joules for r in group),
+        paper_joules=mean(r.paper_joules for r in group),
+        explorations=mean(r.explorations for r in group),
+        shares={name: mean(r.served[name] / r.requests for r in group) for name in first.served},
+        meets=sum(r.meets_alpha for r in group),
+    )
