@@ -137,6 +137,7 @@ class Controller:
         queues = {plan: account.queue for plan, account in self.accounts.items()}
         owed, explorations = self.owed, self.explored
         decisions = []
+        self.encode([request.prompt for request in requests])
         for t, (request, can) in enumerate(zip(requests, allowed, strict=True), start=self.t + 1):
             plan = request.plan or DEFAULT_PLAN
             estimates, joules = self._predict(request.prompt)
@@ -153,6 +154,11 @@ class Controller:
             if estimates is not None:
                 queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[model])
         return decisions
+
+    def encode(self, texts: Sequence[str]) -> None:
+        """Turn texts into features together, which is faster than one by one; predictors remember the latest."""
+        self.predictor.encode_many(texts)
+        self.joules.encode_many(texts)
 
     def _predict(self, text: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         estimates = self.predictor.predict_one(self.predictor.encode(text))
@@ -334,9 +340,9 @@ class _RecentRequests:
             return None
         changed = np.array([predictor.version, joules.version]) != self._versions
         if changed[0] or np.isnan(self._estimates[:size]).any():
-            self._estimates[:size] = predictor.predict_many([predictor.encode(text) for text in self._texts])
+            self._estimates[:size] = predictor.predict_many(predictor.encode_many(self._texts))
         if changed[1] or np.isnan(self._joules[:size]).any():
-            self._joules[:size] = joules.predict_many([joules.encode(text) for text in self._texts])
+            self._joules[:size] = joules.predict_many(joules.encode_many(self._texts))
         self._versions[:] = predictor.version, joules.version
         return Recent(self._estimates[:size], self._joules[:size], predictor.samples)
 

@@ -21,6 +21,7 @@ from messcli.ridge import RidgePredictor
 
 Accuracies = NDArray[np.float64]  # one per model, in zoo order; NaN where it wasn't observed
 State = dict[str, NDArray[Any]]
+Sparse = tuple[NDArray[np.intp], NDArray[np.float64]]  # distinct indices, and their values
 
 
 class Predictor(Protocol):
@@ -29,7 +30,11 @@ class Predictor(Protocol):
     name: str
 
     def encode(self, text: str) -> Any:
-        """The features of a text, to be given to the two methods below. Pure."""
+        """The features of a text, to be given to the methods below. Pure."""
+        ...
+
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Any]:
+        """`encode` of each; faster together than one by one."""
         ...
 
     def predict_one(self, features: Any) -> Accuracies | None:
@@ -62,9 +67,15 @@ class Predictor(Protocol):
 
 
 class _OneByOne:
-    """What predictors share that have no faster way to predict many."""
+    """What predictors share that have no faster way to encode or predict many."""
 
     version = 0
+
+    def encode(self, text: str) -> Any:
+        raise NotImplementedError
+
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Any]:
+        return [self.encode(text) for text in texts]
 
     def predict_one(self, features: Any) -> Accuracies | None:
         raise NotImplementedError
@@ -128,18 +139,19 @@ class LinearPredictor(_OneByOne):
         self._learning_rate = learning_rate
         self._samples = np.zeros(models)
 
-    def encode(self, text: str) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        return sparse_features(text, self.BUCKETS)
+    def encode(self, text: str) -> Sparse:
+        return sparse_features(self.BUCKETS)(text)
 
-    def predict_one(self, features: tuple[NDArray[np.intp], NDArray[np.float64]]) -> Accuracies | None:
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Sparse]:
+        return sparse_features(self.BUCKETS).many(texts)
+
+    def predict_one(self, features: Sparse) -> Accuracies | None:
         if not self._samples.any():
             return None
         indices, values = features
         return np.clip(values @ self._weights[indices], 0.0, 1.0)
 
-    def learn_one(
-        self, features: tuple[NDArray[np.intp], NDArray[np.float64]], accuracies: Accuracies
-    ) -> None:
+    def learn_one(self, features: Sparse, accuracies: Accuracies) -> None:
         indices, values = features
         observed = ~np.isnan(accuracies)
         first = observed & (self._samples == 0)

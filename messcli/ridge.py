@@ -133,6 +133,9 @@ class _Solved:
     def encode(self, text: str) -> Array:
         return dense_features(text)
 
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Array]:
+        return dense_features.many(texts)
+
     @property
     def samples(self) -> Array:
         return self._evidence.count

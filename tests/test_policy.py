@@ -192,7 +192,7 @@ def algorithm_1(requests, outcomes, energies, unit, v, alpha, c, eta, seed):
     for t, request in enumerate(requests, start=1):  # line 2
         p = min(1.0, c / t ** (1 / 3))  # line 3
         a = np.zeros(buckets + 1)
-        indices, values = sparse_features(request.prompt, buckets)
+        indices, values = sparse_features(buckets)(request.prompt)
         a[indices] = values
         estimates = [min(1.0, max(0.0, float(x_m @ a))) for x_m in x] if learnt else None
         truth = [outcomes[request.id][name].accuracy for name in NAMES]

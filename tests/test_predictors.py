@@ -11,7 +11,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from messcli.errors import UsageError
-from messcli.features import DENSE, dense_features, sparse_features, text_hashes
+from messcli.features import (
+    DENSE,
+    Encoder,
+    dense_features,
+    encode_dense,
+    encode_sparse,
+    hash_texts,
+    sparse_features,
+)
 from messcli.predictors import PREDICTORS, LinearPredictor, MeanPredictor, create_predictor
 from messcli.ridge import JoulesPredictor
 
@@ -133,9 +141,13 @@ def test_unknown_name():
 # ---- features -------------------------------------------------------------------------------------
 
 
+def hashes_of(text):
+    return [kind.hashes for kind in hash_texts((text,))]
+
+
 def test_hashes_are_the_same_everywhere():
     # Pinned: a state that was written on one machine must mean the same on another.
-    words, pairs, runs = text_hashes("The small dog.")
+    words, pairs, runs = hashes_of("The small dog.")
     assert [hex(int(h)) for h in words[:2]] == PINNED_WORDS
     assert len(words) == 3
     assert len(pairs) == 2
@@ -147,7 +159,7 @@ PINNED_WORDS = ["0xf5ce9dda07d43867", "0x3013feb8442d799b"]
 
 @given(st.text(max_size=300))
 def test_features_are_finite_and_of_unit_length(text):
-    indices, values = sparse_features(text, 1 << 10)
+    indices, values = sparse_features(1 << 10)(text)
     assert (np.diff(indices) > 0).all()
     assert indices[-1] == 1 << 10
     assert values[-1] == 1.0
@@ -159,10 +171,30 @@ def test_features_are_finite_and_of_unit_length(text):
 
 @given(st.lists(st.sampled_from(["alpha", "beta", "Gamma", "d3lta"]), min_size=1, max_size=30))
 def test_a_word_has_the_same_hash_wherever_it_stands(words):
-    hashes, _, _ = text_hashes(", ".join(words))
+    hashes, _, _ = hashes_of(", ".join(words))
     assert len(hashes) == len(words)
     for word, value in zip(words, hashes, strict=True):
-        assert value == text_hashes(word.upper())[0][0]
+        assert value == hashes_of(word.upper())[0][0]
+
+
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=12), st.integers(1, 5))
+def test_features_do_not_depend_on_the_texts_they_are_made_with(texts, together):
+    for made in (Encoder(encode_dense), Encoder(lambda many: encode_sparse(many, 1 << 10))):
+        for first in range(0, len(texts), together):
+            for text, features in zip(
+                texts[first : first + together], made.many(texts[first : first + together]), strict=True
+            ):
+                alone = Encoder(made._encode)(text)
+                assert all(map(np.array_equal, features, alone))
+
+
+def test_only_the_latest_texts_are_remembered(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Encoder, "remembers", 3)
+    length = Encoder(lambda texts: (asked.append(text) or len(text) for text in texts))
+    assert length.many(["a", "bb", "a", "ccc", "dddd"]) == [1, 2, 1, 3, 4]
+    assert [length(text) for text in ("dddd", "bb", "a")] == [4, 2, 1]
+    assert asked == ["a", "bb", "ccc", "dddd", "a"]
 
 
 def test_similar_texts_have_similar_sketches():

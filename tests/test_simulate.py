@@ -25,7 +25,7 @@ from messcli.simulate import SimulateConfig, simulate
 from messcli.simulate.advice import advice_lines, advise
 from messcli.simulate.hindsight import cheapest_assignment, oracle, static_mix
 from messcli.simulate.results import lines
-from messcli.simulate.runs import FeatureMemo, Task, alphas_at, each, run_task
+from messcli.simulate.runs import Task, alphas_at, each, run_task
 from messcli.tables import OutcomeTable, read_table
 
 NAMES = ("small", "medium", "large")
@@ -103,13 +103,10 @@ def test_every_exploration_is_billed_in_full():
 
 
 @pytest.mark.parametrize("predictor", ["linear", "ridge", "fasttext", "mean"])
-def test_remembered_features_change_nothing(predictor):
-    memo = FeatureMemo()
+def test_a_run_says_the_same_when_its_features_are_known(predictor):
     table = make_table(90)
     own = task(predictor=predictor, learn="all", shuffled=True, seed=3)
-    first = run_task(table, own)
-    assert run_task(table, own, memo) == first
-    assert run_task(table, own, memo) == first
+    assert run_task(table, own) == run_task(table, own)
 
 
 def test_orders_differ_and_are_reproducible():
@@ -122,7 +119,7 @@ def test_processes_give_what_one_process_gives():
     assert simulate(TABLE, replace(config, jobs=2)) == simulate(TABLE, config)
 
 
-def _die(table, item, memo):
+def _die(table, item):
     os._exit(9)
 
 

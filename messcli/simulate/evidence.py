@@ -21,7 +21,7 @@ from messcli.plots import Chart, Series
 from messcli.simulate.figures import figure_1, tradeoff, write_charts
 from messcli.simulate.hindsight import static_mix
 from messcli.simulate.results import Line, Result, lines
-from messcli.simulate.runs import FeatureMemo, SimulateConfig, Task, each, replay, simulate
+from messcli.simulate.runs import SimulateConfig, Task, each, replay, simulate
 from messcli.tables import OutcomeTable
 
 ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best
@@ -129,7 +129,7 @@ def _learning(
     return each(learning_task, tasks, table, paper.jobs, on_progress)
 
 
-def learning_task(table: OutcomeTable, task: Task, memo: FeatureMemo) -> Learning:
+def learning_task(table: OutcomeTable, task: Task) -> Learning:
     """One run, looked at for its predictors' errors and its requests' time."""
     count = len(table.requests)
     place = {request.id: position for position, request in enumerate(table.requests)}
@@ -141,7 +141,7 @@ def learning_task(table: OutcomeTable, task: Task, memo: FeatureMemo) -> Learnin
     errors = np.full(count, np.nan)
     explored = np.zeros(count)
     spent = 0.0
-    for t, line in enumerate(replay(table, task, memo)):
+    for t, line in enumerate(replay(table, task)):
         row = place[line.request.id]
         if line.decision.estimates is not None:
             squares = (np.array(line.decision.estimates) - table.accuracies[row]) ** 2

@@ -15,17 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
 from messcli.controller import DEFAULT_PLAN
 from messcli.errors import MessError, UsageError
 from messcli.factory import POLICIES, Setup, create_controller
+from messcli.features import remember
 from messcli.loop import Settled, steps
 from messcli.metrics import keeps
-from messcli.predictors import Predictor
-from messcli.ridge import JoulesPredictor
 from messcli.simulate.hindsight import ORACLE, oracle
 from messcli.simulate.results import Result
 from messcli.tables import OutcomeTable
@@ -35,7 +34,6 @@ ALL_POLICIES = (*[name for name in POLICIES if name != "mess+"], "mess+", ORACLE
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Encoder = TypeVar("Encoder", bound=Predictor | JoulesPredictor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class Task:
 # ---- one run -------------------------------------------------------------------------------------
 
 
-def replay(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> Iterator[Settled]:
+def replay(table: OutcomeTable, task: Task) -> Iterator[Settled]:
     """Run the loop over the table's requests; yield each with all that came of it."""
     requests: Sequence[Any] = table.requests
     if task.shuffled:
@@ -81,21 +79,20 @@ def replay(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> 
         requests = [requests[position] for position in order]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
-    memo = memo or FeatureMemo()
-    controller.predictor = memo.wrap(controller.predictor, controller.predictor.name)
-    controller.joules = memo.wrap(controller.joules, "joules")
+    remember(len(requests))  # every order of the table has the same texts
+    controller.encode([request.prompt for request in table.requests])
     for step in steps(requests, controller, table.source, task.window):
         for line in step.lines:
             if isinstance(line, Settled):  # a recorded request always fits
                 yield line
 
 
-def run_task(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -> Result:
+def run_task(table: OutcomeTable, task: Task) -> Result:
     """Run the loop over the table and add up."""
     served = [0] * len(table.names)
     accuracy = billed = paper = 0.0
     explorations = 0
-    for line in replay(table, task, memo):
+    for line in replay(table, task):
         m = line.decision.model if line.served is None else line.served
         outcome = line.outcomes[m]
         served[m] += 1
@@ -118,38 +115,6 @@ def run_task(table: OutcomeTable, task: Task, memo: FeatureMemo | None = None) -
         served=dict(zip(table.names, served, strict=True)),
         meets_alpha=keeps(accuracy / count, task.alpha),
     )
-
-
-class FeatureMemo:
-    """Remembers a text's features, which are a pure function of the text, for the next order of the table."""
-
-    MOST = 50_000  # texts; a few hundred features each
-
-    def __init__(self) -> None:
-        self._features: dict[tuple[str, str], Any] = {}
-
-    def wrap(self, predictor: Encoder, name: str) -> Encoder:
-        """The predictor, but a text that was encoded before isn't encoded again."""
-        return cast(Encoder, _Remembering(predictor, name, self._features))
-
-
-class _Remembering:
-    def __init__(self, predictor: Any, name: str, features: dict[tuple[str, str], Any]) -> None:
-        self._predictor = predictor
-        self._name = name
-        self._features = features
-
-    def encode(self, text: str) -> Any:
-        key = (self._name, text)
-        known = self._features.get(key)
-        if known is None:
-            known = self._predictor.encode(text)
-            if len(self._features) < FeatureMemo.MOST:
-                self._features[key] = known
-        return known
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._predictor, name)
 
 
 # ---- many runs -----------------------------------------------------------------------------------
@@ -217,13 +182,13 @@ _worker: dict[str, Any] = {}
 
 
 def each(
-    function: Callable[[OutcomeTable, Item, FeatureMemo], Answer],
+    function: Callable[[OutcomeTable, Item], Answer],
     items: Sequence[Item],
     table: OutcomeTable,
     jobs: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """function(table, item, memo) for every item, in order, on `jobs` processes.
+    """function(table, item) for every item, in order, on `jobs` processes.
 
     The function has to be importable by its name. With one job or one item everything runs here.
     """
@@ -237,11 +202,10 @@ def each(
 
 @contextmanager
 def _mapper(
-    function: Callable[[OutcomeTable, Item, FeatureMemo], Answer], table: OutcomeTable, jobs: int
+    function: Callable[[OutcomeTable, Item], Answer], table: OutcomeTable, jobs: int
 ) -> Iterator[Callable[[Sequence[Item]], Iterator[Answer]]]:
     if jobs <= 1:
-        memo = FeatureMemo()
-        yield lambda items: (function(table, item, memo) for item in items)
+        yield lambda items: (function(table, item) for item in items)
         return
     # Spawned, not forked: a fork of a process with threads (BLAS, tqdm) can hang.
     with (
@@ -281,11 +245,11 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def _start_worker(function: Callable[..., Any], table: OutcomeTable) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent answers it
-    _worker.update(function=function, table=table, memo=FeatureMemo())
+    _worker.update(function=function, table=table)
 
 
 def _in_worker(item: Any) -> Any:
-    return _worker["function"](_worker["table"], item, _worker["memo"])
+    return _worker["function"](_worker["table"], item)
 
 
 def cores() -> int:

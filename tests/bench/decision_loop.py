@@ -19,10 +19,10 @@ import numpy as np
 
 from messcli.controller import DEFAULT_PLAN
 from messcli.factory import Setup, create_controller
+from messcli.features import dense_features, remember, sparse_features
 from messcli.loop import steps
 from messcli.outcomes import Recorded
 from messcli.records import Outcome, Request
-from messcli.simulate.runs import FeatureMemo
 
 SIZES = (2, 3, 10, 100)
 SETUPS = {
@@ -30,6 +30,12 @@ SETUPS = {
     "mess+, V = 0.1, linear": Setup("mess+", v=0.1, c=3.0, predictor="linear", learn="explored"),
     "mess+, V = 0.1, mean": Setup("mess+", v=0.1, c=3.0, predictor="mean", learn="explored"),
 }
+
+
+def forget() -> None:
+    """Have the next run count every feature itself."""
+    sparse_features.cache_clear()
+    dense_features._known.clear()
 
 
 def make_table(count: int, models: int) -> tuple[list[Request], Recorded]:
@@ -47,11 +53,9 @@ def make_table(count: int, models: int) -> tuple[list[Request], Recorded]:
     return requests, Recorded(names, outcomes)
 
 
-def measure(setup: Setup, requests: list[Request], source: Recorded, memo: FeatureMemo) -> np.ndarray:
+def measure(setup: Setup, requests: list[Request], source: Recorded) -> np.ndarray:
     """Seconds of every request."""
     controller = create_controller(setup, len(source.names), {DEFAULT_PLAN: 0.7})
-    controller.predictor = memo.wrap(controller.predictor, controller.predictor.name)
-    controller.joules = memo.wrap(controller.joules, "joules")
     seconds = np.zeros(len(requests))
     before = time.perf_counter()
     for n, _ in enumerate(steps(requests, controller, source, 1)):
@@ -66,6 +70,7 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=4000)
     count = parser.parse_args().requests
+    remember(count)
     print("microseconds per request\n")
     print(
         f"{'setting':<24}{'models':>7}{'with features':>15}{'without':>9}{'1st quarter':>13}{'last quarter':>14}"
@@ -73,9 +78,9 @@ def main() -> None:
     for models in SIZES:
         requests, source = make_table(count, models)
         for name, setup in SETUPS.items():
-            memo = FeatureMemo()
-            cold = measure(setup, requests, source, memo)
-            warm = measure(setup, requests, source, memo)
+            forget()
+            cold = measure(setup, requests, source)
+            warm = measure(setup, requests, source)
             quarter = count // 4
             # the first quarter explores more; medians leave solving anew and other processes out
             cells = (cold.mean(), warm.mean(), np.median(warm[:quarter]), np.median(warm[-quarter:]))
