@@ -301,6 +301,8 @@ def route(input_path: str, columns: str | None, check_sla: bool, quiet: bool, **
         _show(summary.text())
     _exit_if_stopped(summary.stopped_by)
     if check_sla and summary.sla_missed:
+        if quiet:  # cron mails what is printed
+            _show(summary.missed())
         sys.exit(EXIT_SLA_MISSED)
     if summary.failed:
         sys.exit(EXIT_ROWS_WITH_ERRORS)

@@ -137,10 +137,12 @@ class Controller:
         queues = {plan: account.queue for plan, account in self.accounts.items()}
         owed, explorations = self.owed, self.explored
         decisions = []
-        self.encode([request.prompt for request in requests])
-        for t, (request, can) in enumerate(zip(requests, allowed, strict=True), start=self.t + 1):
+        encoded = self.encode([request.prompt for request in requests])
+        for t, (request, can, features) in enumerate(
+            zip(requests, allowed, encoded, strict=True), start=self.t + 1
+        ):
             plan = request.plan or DEFAULT_PLAN
-            estimates, joules = self._predict(request.prompt)
+            estimates, joules = self._predict(*features)
             due = owed or coin(self.settings.seed, t) < self.policy.exploration_probability(t, explorations)
             explored, owed = due and bool(request.references), due and not request.references
             explorations += explored
@@ -155,14 +157,15 @@ class Controller:
                 queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[model])
         return decisions
 
-    def encode(self, texts: Sequence[str]) -> None:
-        """Turn texts into features together, which is faster than one by one; predictors remember the latest."""
-        self.predictor.encode_many(texts)
-        self.joules.encode_many(texts)
+    def encode(self, texts: Sequence[str]) -> list[tuple[Any, Any]]:
+        """Features for accuracy and for joules: together faster than one by one; the latest are remembered."""
+        return list(zip(self.predictor.encode_many(texts), self.joules.encode_many(texts), strict=True))
 
-    def _predict(self, text: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-        estimates = self.predictor.predict_one(self.predictor.encode(text))
-        joules = self.joules.predict_one(self.joules.encode(text))
+    def _predict(
+        self, features: Any, joules_features: Any
+    ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        estimates = self.predictor.predict_one(features)
+        joules = self.joules.predict_one(joules_features)
         return (
             None if estimates is None else tuple(estimates.tolist()),
             None if joules is None else tuple(joules.tolist()),

@@ -87,9 +87,8 @@ def hash_texts(texts: tuple[str, ...]) -> tuple[_Hashed, _Hashed, _Hashed]:
     neighbours = owners[:-1] == owners[1:]
     pairs = _mix(words[:-1] * np.uint64(31) + words[1:])[neighbours]
 
-    begins = np.flatnonzero(
-        place + RUN < np.repeat(lengths, lengths)
-    )  # the rest would reach into the next text
+    # the last bytes of a text begin none: it would reach into the next one
+    begins = np.flatnonzero(place + RUN < np.repeat(lengths, lengths))
     runs = _mix((prefix[begins + RUN] - prefix[begins]) * _INVERSE_POWERS[place[begins]] + np.uint64(RUN))
     return _Hashed(words, owners), _Hashed(pairs, owners[1:][neighbours]), _Hashed(runs, owner[begins])
 
@@ -124,9 +123,19 @@ class Encoder(Generic[Encoded]):
         return encoded
 
 
-def remember(texts: int) -> None:
-    """Have the features of at least so many texts remembered: for tables that are gone through again and again."""
+MOST_REMEMBERED = 50_000  # texts; about a kilobyte each, several for `linear`
+
+
+def remember(texts: int) -> bool:
+    """Have the features of so many texts remembered: for a table that is gone through again and again.
+
+    Returns:
+        Whether there is room for so many; nothing changes where there isn't.
+    """
+    if texts > MOST_REMEMBERED:
+        return False
     Encoder.remembers = max(Encoder.remembers, texts)
+    return True
 
 
 @cache

@@ -90,8 +90,15 @@ class Summary:
     @property
     def sla_missed(self) -> bool:
         """Whether any plan's observed mean accuracy is below its alpha."""
-        means = {plan: account.observed_mean for plan, account in self.accounts.items()}
-        return any(mean is not None and not keeps(mean, self.alphas[plan]) for plan, mean in means.items())
+        return bool(self.missed())
+
+    def missed(self) -> list[str]:
+        """One line for each plan whose promise isn't kept, for people."""
+        return [
+            f"accuracy {plan}".strip() + f"  {self._accuracy_line(plan)}"
+            for plan, account in self.accounts.items()
+            if account.observed_mean is not None and not keeps(account.observed_mean, self.alphas[plan])
+        ]
 
     def text(self) -> list[str]:
         """The summary, for people."""

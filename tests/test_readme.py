@@ -271,7 +271,9 @@ def test_every_command_is_one() -> None:
     found = 0
     for words in (words for line in lines for words in simple_commands(line)):
         if words[0].rpartition("/")[2] == "messcli":
-            main.commands[words[1]].make_context(words[1], words[2:], parent=click.Context(main))
+            main.commands[words[1]].make_context(
+                words[1], words[2:], parent=click.Context(main, **main.context_settings)
+            )
             found += 1
     assert found > 15
 

@@ -211,6 +211,13 @@ def test_without_any_reference_the_summary_promises_nothing(folder: Path) -> Non
     assert "SLA kept" not in result.stderr
 
 
+def test_a_missed_promise_is_said_even_when_quiet(folder: Path) -> None:
+    (folder / "hard.jsonl").write_text('{"prompt": "ink", "reference": "xyzzy"}\n' * 3, encoding="utf-8")
+    result = run("route", "hard.jsonl", "-o", "o.jsonl", "--meter", "estimate", "--check-sla", "--quiet")
+    assert result.exit_code == 3, result.stderr
+    assert "SLA MISSED" in result.stderr
+
+
 def test_a_state_of_another_zoo_is_refused(folder: Path) -> None:
     assert run("route", "in.jsonl", "-o", "o.jsonl", "--meter", "estimate").exit_code == 0
     text = (folder / "zoo.toml").read_text(encoding="utf-8")

@@ -79,8 +79,8 @@ def replay(table: OutcomeTable, task: Task) -> Iterator[Settled]:
         requests = [requests[position] for position in order]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
-    remember(len(requests))  # every order of the table has the same texts
-    controller.encode([request.prompt for request in table.requests])
+    if remember(len(requests)):  # every order of the table has the same texts
+        controller.encode([request.prompt for request in requests])
     for step in steps(requests, controller, table.source, task.window):
         for line in step.lines:
             if isinstance(line, Settled):  # a recorded request always fits
