@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +47,8 @@ def cluster():
     """Two nodes: the one that the driver joins, with room for one actor, and `other` with room for two."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"here": 9}})
-    made.other = made.add_node(num_cpus=2, resources={"there": 9})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"here": 9, "one": 1}})
+    made.other = made.add_node(num_cpus=2, resources={"there": 9, "one": 1})
     made.wait_for_nodes()
     yield made
     made.shutdown()
@@ -96,38 +101,80 @@ def test_each_node_meters_its_own_work(cluster, tmp_path):
     assert "energy: cpu: estimate" in done.stderr
 
 
-def killed_while_it_works(cluster, process: subprocess.Popen[str], state: Path, windows: int) -> None:
-    """Kill the other node once `windows` windows are committed: the next one is in hand."""
-    import sqlite3
+def workers(node: Any) -> dict[int, str]:
+    """The actors' processes on `node`, by pid, with the name that Ray gives a process: Class, or Class.method."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            title = (folder / "cmdline").read_bytes().decode(errors="replace").strip("\0 ")
+        except OSError:
+            continue  # it has just ended
+        if parent == raylet and title.startswith("ray::Worker"):
+            found[int(folder.name)] = title.removeprefix("ray::")
+    return found
 
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if state.exists():
-            try:
-                with sqlite3.connect(f"file:{state}?mode=ro", uri=True) as database:
-                    (count,) = database.execute("select count(*) from requests").fetchone()
-            except sqlite3.OperationalError:
-                count = 0
-            if count >= 16 * windows:
-                break
+    while not true():
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    assert process.poll() is None
+
+
+def committed(state: Path) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{state}?mode=ro", uri=True)) as database:
+            return database.execute("select count(*) from requests").fetchone()[0]
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+def kill(cluster) -> None:
+    """Take the other node away as a power cut does: its raylet and its actors at once."""
+    actors = workers(cluster.other)
+    assert actors
     cluster.remove_node(cluster.other, allow_graceful=False)
+    for pid in actors:
+        with suppress(ProcessLookupError):  # gone with its raylet
+            os.kill(pid, signal.SIGKILL)
+
+
+def routed_over_a_lost_node(cluster, zoo: Path, output: Path) -> tuple[int, str]:
+    """Route the samples through a pipe; the other node is lost while windows are still to come.
+
+    Returns the exit status and stderr.
+    """
+    lines = SAMPLES.read_text().splitlines(keepends=True)
+    state = output.with_name(output.name + ".state")
+    options = ("--zoo", zoo, "--policy", "largest", "--window", 16, "-o", output)
+    with subprocess.Popen(
+        command("route", "-", *options, "--engine", "ray", "--address", cluster.address),
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        for at in (0, 16):
+            process.stdin.writelines(lines[at : at + 16])
+            process.stdin.flush()
+            until(lambda at=at: committed(state) >= at + 16, process)
+            # the second window is given when every actor can take part in it
+            until(lambda: set(workers(cluster.other).values()) == {"Worker"}, process)
+        process.stdin.writelines(lines[32:])
+        process.stdin.flush()
+        kill(cluster)
+        _, told = process.communicate(timeout=400)
+    return process.returncode, told
 
 
 def test_a_lost_node_costs_no_request_while_a_replica_is_left(cluster, tmp_path):
-    zoo = write_zoo(tmp_path, small="resources = { CPU = 0.5 }", large="replicas = 2")
+    zoo = write_zoo(tmp_path, small="resources = { here = 1 }", large="replicas = 2\nresources = { one = 1 }")
     output, alone = tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
-    options = (SAMPLES, "--zoo", zoo, "--policy", "largest", "--window", 16)
-    with subprocess.Popen(
-        command("route", *options, "-o", output, "--engine", "ray", "--address", cluster.address),
-        stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        killed_while_it_works(cluster, process, tmp_path / "out.jsonl.state", windows=2)
-        _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
+    status, told = routed_over_a_lost_node(cluster, zoo, output)
+    assert status == 0, told
     assert 'warning: model "large": lost an actor' in told
-    assert route(*options, "-o", alone).returncode == 0
+    done = route(SAMPLES, "--zoo", zoo, "--policy", "largest", "--window", 16, "-o", alone)
+    assert done.returncode == 0, done.stderr
     for ours, reference in zip(rows(output), rows(alone), strict=True):
         for field in ("id", "model", "output", "accuracy", "queue", "prompt_tokens", "output_tokens"):
             assert ours[field] == reference[field]
@@ -137,18 +184,12 @@ def test_a_lost_node_costs_no_request_while_a_replica_is_left(cluster, tmp_path)
 def test_where_no_replica_is_left_there_are_error_rows_and_nothing_is_lost(cluster, tmp_path):
     zoo = write_zoo(tmp_path, small="resources = { here = 1 }", large="resources = { there = 1 }")
     output = tmp_path / "out.jsonl"
-    options = (SAMPLES, "--zoo", zoo, "--policy", "largest", "--window", 16, "-o", output)
-    with subprocess.Popen(
-        command("route", *options, "--engine", "ray", "--address", cluster.address),
-        stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        killed_while_it_works(cluster, process, tmp_path / "out.jsonl.state", windows=2)
-        _, told = process.communicate(timeout=400)
+    status, told = routed_over_a_lost_node(cluster, zoo, output)
     made = rows(output)
     ids = [json.loads(line)["id"] for line in SAMPLES.read_text().splitlines()]
     assert [row["id"] for row in made] == ids, told
     failed = [row for row in made if "error" in row]
-    assert process.returncode == (4 if failed else 0), told
+    assert status == (4 if failed else 0), told
     assert all("the last actor that ran it was lost" in row["error"] for row in failed)
     assert len(failed) <= 16  # the window in hand; later ones go to the model that is left
     assert "no replica is left" in told
