@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from messcli.records import Decision, Request
 from messcli.ridge import JoulesPredictor
 
 DEFAULT_PLAN = ""
+
+_Row = tuple[float, ...] | None  # a number for every model
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +140,11 @@ class Controller:
         queues = {plan: account.queue for plan, account in self.accounts.items()}
         owed, explorations = self.owed, self.explored
         decisions = []
-        encoded = self.encode([request.prompt for request in requests])
-        for t, (request, can, features) in enumerate(
-            zip(requests, allowed, encoded, strict=True), start=self.t + 1
+        predicted = self._predict([request.prompt for request in requests])
+        for t, (request, can, (estimates, joules)) in enumerate(
+            zip(requests, allowed, predicted, strict=True), start=self.t + 1
         ):
             plan = request.plan or DEFAULT_PLAN
-            estimates, joules = self._predict(*features)
             due = owed or coin(self.settings.seed, t) < self.policy.exploration_probability(t, explorations)
             explored, owed = due and bool(request.references), due and not request.references
             explorations += explored
@@ -157,19 +159,19 @@ class Controller:
                 queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[model])
         return decisions
 
-    def encode(self, texts: Sequence[str]) -> list[tuple[Any, Any]]:
-        """Features for accuracy and for joules: together faster than one by one; the latest are remembered."""
-        return list(zip(self.predictor.encode_many(texts), self.joules.encode_many(texts), strict=True))
+    def encode(self, texts: Sequence[str]) -> None:
+        """Have the features of `texts` at hand when they are asked for: together faster than one by one."""
+        self.predictor.encode_many(texts)
+        self.joules.encode_many(texts)
 
-    def _predict(
-        self, features: Any, joules_features: Any
-    ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-        estimates = self.predictor.predict_one(features)
-        joules = self.joules.predict_one(joules_features)
-        return (
-            None if estimates is None else tuple(estimates.tolist()),
-            None if joules is None else tuple(joules.tolist()),
-        )
+    def _predict(self, texts: Sequence[str]) -> Iterator[tuple[_Row, _Row]]:
+        """Â and E_m(t) of every model, for each text; None while nothing is learnt."""
+
+        def rows(predictor: Predictor | JoulesPredictor) -> Iterable[_Row]:
+            predicted = predictor.predict_many(predictor.encode_many(texts))
+            return repeat(None, len(texts)) if predicted is None else map(tuple, predicted.tolist())
+
+        return zip(rows(self.predictor), rows(self.joules), strict=True)
 
     def _choose(
         self,
@@ -278,7 +280,7 @@ class Controller:
             explored=event.decision.explored,
             window=window,
         )
-        self.policy.settle(served, self._recent.seen_by(self.predictor, self.joules))
+        self.policy.settle(served, lambda: self._recent.seen_by(self.predictor, self.joules))
 
     # ---- remembering -----------------------------------------------------------------------------
 
@@ -338,15 +340,20 @@ class _RecentRequests:
         self._joules[place] = np.nan if decision.joules_predicted is None else decision.joules_predicted
 
     def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
+        """What the predictors say of the requests now; None while one of them can't."""
         size = len(self._texts)
-        if not predictor.samples.all() or not joules.version:
+        if not predictor.samples.all():
             return None
-        changed = np.array([predictor.version, joules.version]) != self._versions
-        if changed[0] or np.isnan(self._estimates[:size]).any():
-            self._estimates[:size] = predictor.predict_many(predictor.encode_many(self._texts))
-        if changed[1] or np.isnan(self._joules[:size]).any():
-            self._joules[:size] = joules.predict_many(joules.encode_many(self._texts))
-        self._versions[:] = predictor.version, joules.version
+        predictors: tuple[Predictor | JoulesPredictor, ...] = predictor, joules
+        for place, (one, said) in enumerate(
+            zip(predictors, (self._estimates[:size], self._joules[:size]), strict=True)
+        ):
+            if one.version != self._versions[place] or np.isnan(said).any():
+                predicted = one.predict_many(one.encode_many(self._texts))
+                if predicted is None:
+                    return None
+                said[:] = predicted
+                self._versions[place] = one.version
         return Recent(self._estimates[:size], self._joules[:size], predictor.samples)
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -349,8 +349,11 @@ def _named(value: Any) -> str:
     return kind if value is None else f"a{'n' if kind == 'object' else ''} {kind}"
 
 
+_SORTED = json.JSONEncoder(sort_keys=True)
+
+
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()
+    return _SORTED.encode(value).encode()
 
 
 def _hash(data: bytes) -> bytes:

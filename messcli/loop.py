@@ -30,9 +30,8 @@ class Settled:
     @property
     def billed_joules(self) -> float | None:
         """The request's whole bill: every model that ran. None where a meter failed."""
-        joules = [outcome.joules for outcome in self.outcomes.values()]
-        known = [value for value in joules if value is not None]
-        return math.fsum(known) if len(known) == len(joules) else None
+        known = [outcome.joules for outcome in self.outcomes.values() if outcome.joules is not None]
+        return math.fsum(known) if len(known) == len(self.outcomes) else None
 
 
 @dataclass(frozen=True, slots=True)

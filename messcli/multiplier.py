@@ -87,7 +87,7 @@ class Auto:
 
     # ---- learning --------------------------------------------------------------------------------
 
-    def settle(self, served: Served, recent: Recent | None) -> None:
+    def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
         promise = self._promises.setdefault(served.plan, Promise())
         promise.settled += 1
         if served.accuracy is not None:
@@ -97,8 +97,8 @@ class Auto:
         elif served.estimate is not None:
             promise.unobserved += 1
             promise.surplus += served.estimate - served.alpha
-        if recent is not None and promise.settled >= promise.solve_at:
-            self._solve(promise, served.alpha, served.window, recent)
+        if promise.settled >= promise.solve_at and (latest := recent()) is not None:
+            self._solve(promise, served.alpha, served.window, latest)
             promise.solve_at = promise.settled + int(self._pace(promise))
 
     @staticmethod

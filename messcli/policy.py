@@ -6,7 +6,7 @@ Equations and lines are those of the MESS+ paper (its Algorithm 1 as restored in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
@@ -91,8 +91,8 @@ class Policy(Protocol):
 
     def choose(self, view: View) -> int: ...
 
-    def settle(self, served: Served, recent: Recent | None) -> None:
-        """Take in one served request. `recent` is None while nothing is learnt."""
+    def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
+        """Take in one served request. `recent` looks the latest ones up; None while nothing is learnt."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class _Stateless:
     def exploration_probability(self, t: int, explored: int) -> float:
         return 0.0
 
-    def settle(self, served: Served, recent: Recent | None) -> None:
+    def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
         pass
 
     def state(self) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Predictor(Protocol):
         """Â of every model, in [0, 1]; None while nothing is learnt. Pure."""
         ...
 
-    def predict_many(self, features: Sequence[Any]) -> Accuracies:
-        """`predict_one` of each: (requests, models). Only after something was learnt."""
+    def predict_many(self, features: Sequence[Any]) -> Accuracies | None:
+        """`predict_one` of each: (requests, models); faster together than one by one."""
         ...
 
     def learn_one(self, features: Any, accuracies: Accuracies) -> None:
@@ -80,8 +80,9 @@ class _OneByOne:
     def predict_one(self, features: Any) -> Accuracies | None:
         raise NotImplementedError
 
-    def predict_many(self, features: Sequence[Any]) -> Accuracies:
-        return np.array([self.predict_one(one) for one in features])
+    def predict_many(self, features: Sequence[Any]) -> Accuracies | None:
+        rows = [row for one in features if (row := self.predict_one(one)) is not None]
+        return np.array(rows) if rows else None
 
 
 class MeanPredictor(_OneByOne):
@@ -146,18 +147,26 @@ class LinearPredictor(_OneByOne):
         return sparse_features(self.BUCKETS).many(texts)
 
     def predict_one(self, features: Sparse) -> Accuracies | None:
-        if not self._samples.any():
+        predicted = self.predict_many([features])
+        return None if predicted is None else predicted[0]
+
+    def predict_many(self, features: Sequence[Sparse]) -> Accuracies | None:
+        if not self._samples.any() or not features:
             return None
-        indices, values = features
-        return np.clip(values @ self._weights[indices], 0.0, 1.0)
+        indices = np.concatenate([places for places, _ in features])
+        values = np.concatenate([weights for _, weights in features])
+        starts = np.cumsum([0, *(len(places) for places, _ in features[:-1])])
+        return np.clip(np.add.reduceat(values[:, None] * self._weights[indices], starts), 0.0, 1.0)
 
     def learn_one(self, features: Sparse, accuracies: Accuracies) -> None:
         indices, values = features
         observed = ~np.isnan(accuracies)
-        first = observed & (self._samples == 0)
-        self._weights[self.BUCKETS, first] = accuracies[first]
-        errors = np.where(observed, accuracies - values @ self._weights[indices], 0.0)
-        self._weights[indices] += 2.0 * self._learning_rate * values[:, None] * errors
+        if not self._samples.all():
+            first = observed & (self._samples == 0)
+            self._weights[self.BUCKETS, first] = accuracies[first]
+        weights = self._weights[indices]
+        errors = np.where(observed, accuracies - values @ weights, 0.0)
+        self._weights[indices] = weights + np.outer(2.0 * self._learning_rate * values, errors)
         self._samples += observed
 
     @property

@@ -90,7 +90,8 @@ class _Evidence:
         self._flush()
         count, total = self.count[:, None], self.count.sum()
         mean_x, mean_y = self._sum_x / count, self._sum_y / self.count
-        spread = np.diagonal(self._gram.sum(axis=0)) / total - (self._sum_x.sum(axis=0) / total) ** 2
+        squares = np.einsum("mii->i", self._gram)
+        spread = squares / total - (self._sum_x.sum(axis=0) / total) ** 2
         spread = (total * np.maximum(spread, 0.0) + _BASE_EVIDENCE * _BASE_VARIANCE) / (
             total + _BASE_EVIDENCE
         )
@@ -141,14 +142,16 @@ class _Solved:
         return self._evidence.count
 
     def predict_one(self, features: Array) -> Array | None:
-        return self.predict_many([features])[0] if self.version else None
+        predicted = self.predict_many([features])
+        return None if predicted is None else predicted[0]
 
-    def predict_many(self, features: Sequence[Array]) -> Array:
+    def predict_many(self, features: Sequence[Array]) -> Array | None:
+        if not self.version or not len(features):
+            return None
+        return self._bounded(np.array(features) @ self._weights[:-1] + self._weights[-1])
+
+    def _bounded(self, linear: Array) -> Array:
         raise NotImplementedError
-
-    def _linear(self, features: Sequence[Array]) -> Array:
-        linear: Array = np.asarray(features) @ self._weights[:-1] + self._weights[-1]
-        return linear
 
     def _due(self) -> bool:
         count = self._evidence.count
@@ -192,10 +195,8 @@ class RidgePredictor(_Solved):
         self._losses = np.array(HANDICAPS)
         self._candidates = np.zeros((DENSE + 1, len(CANDIDATES) * models))
 
-    def predict_many(self, features: Sequence[Array]) -> Array:
-        """Â for a stack of encoded texts: (requests, models)."""
-        estimates: Array = np.clip(self._linear(features), 0.0, 1.0)
-        return estimates
+    def _bounded(self, linear: Array) -> Array:
+        return np.clip(linear, 0.0, 1.0)
 
     def learn_one(self, features: Array, accuracies: Array) -> None:
         if self.version:
@@ -240,9 +241,10 @@ def _pooled_ridge(gram: Array, cross: Array) -> Array:
             continue
         if own not in inverses:
             inverses[own] = np.linalg.inv(gram + own * eye).astype(float)
-        # Eliminate v_m = V_m (r_m - G_m w), where V_m = (G_m + own I)^-1; note G_m - G_m V_m G_m = own V_m G_m.
+        # Eliminate v_m = V_m (r_m - G_m w), where V_m = (G_m + own I)^-1; note that
+        # G_m - G_m V_m G_m = own V_m G_m = own (I - own V_m).
         inverse = inverses[own]
-        left = own * np.matmul(inverse, gram).sum(axis=0) + shared * eye
+        left = own * (models * eye - own * inverse.sum(axis=0)) + shared * eye
         right = own * np.einsum("mij,mj->i", inverse, cross)
         w = np.linalg.solve(left, right)
         weights[k] = w + np.einsum("mij,mj->mi", inverse, cross - gram @ w)
@@ -291,10 +293,8 @@ class JoulesPredictor(_Solved):
             self._floor = 0.1 * typical
             self._unit[0] = typical.min()
 
-    def predict_many(self, features: Sequence[Array]) -> Array:
-        """Joules for a stack of encoded texts: (requests, models)."""
-        predicted: Array = np.maximum(self._linear(features), self._floor)
-        return predicted
+    def _bounded(self, linear: Array) -> Array:
+        return np.maximum(linear, self._floor)
 
     def learn_one(self, features: Array, joules: Array) -> None:
         """Take in what was read; NaN where a model didn't run or the reading can't be trusted."""

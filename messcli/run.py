@@ -391,6 +391,9 @@ class _LazySource:
         self.close()
 
 
+_PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # made once: it is called for every row
+
+
 class _Writer:
     """Commits windows: their rows, events, joules and the ledger, all together."""
 
@@ -461,7 +464,7 @@ class _Writer:
             row = {
                 name: row.get(name) for name in (*self._columns, "error") if name != "error" or name in row
             }
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        text = _PLAIN.encode(row)
         try:
             text.encode()
         except UnicodeEncodeError:  # half a surrogate pair in a field that passes through
