@@ -119,7 +119,8 @@ def workers(node: Any) -> dict[int, str]:
 def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 300  # seconds; actors are slow to start on a busy machine
     while not true():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
