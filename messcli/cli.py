@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,11 @@ class _Group(click.Group):
             ctx.exit(128 + stopped.signal if isinstance(stopped, Interrupted) else EXIT_SIGINT)
 
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "MESSCLI"}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(cls=_Group, context_settings=CONTEXT)
-# MESSCLI_VERSION is what a build system may set: no option's variable
-@click.version_option(__version__, prog_name="messcli", allow_from_autoenv=False)
+@click.version_option(__version__, prog_name="messcli")
 def main() -> None:
     """Route a batch of prompts over a zoo of language models: the promised mean accuracy, for few joules.
 
@@ -69,7 +69,7 @@ def _with_options_of(source: click.Command, *names: str) -> Callable[[click.Comm
     """Options that mean the same are defined once, by `source`."""
 
     def add(command: click.Command) -> click.Command:
-        command.params.extend(param for param in source.params if param.name in names)
+        command.params.extend(copy(param) for param in source.params if param.name in names)
         return command
 
     return add
@@ -604,3 +604,10 @@ def _counting_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]
             bar.update(done - bar.n)
 
         yield on_progress
+
+
+for command in main.commands.values():
+    for option in command.params:
+        if isinstance(option, click.Option):  # click's own way names them after the functions' parameters
+            long = max(option.opts, key=len).removeprefix("--")
+            option.envvar = f"messcli_{command.name}_{long}".upper().replace("-", "_")

@@ -94,3 +94,5 @@ def test_variables_give_options_and_leave_others_names_alone() -> None:
     done = messcli("route", "in.jsonl", "-o", "-", MESSCLI_ROUTE_WINDOW="0")
     assert done.returncode == errors.EXIT_USAGE
     assert "--window" in done.stderr
+    done = messcli("record", "in.jsonl", "-o", "-", MESSCLI_RECORD_WAIT="soon", MESSCLI_ROUTE_WAIT="1")
+    assert (done.returncode, "--wait" in done.stderr) == (errors.EXIT_USAGE, True)

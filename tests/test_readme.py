@@ -44,8 +44,8 @@ QUICK = ("A pipe with jq",)  # sections that load models and are still part of t
 
 # What keeps the commands short here, by the options' own variables: the command line stays the reader's.
 SHORT = {
-    "MESSCLI_CALIBRATE_BUDGET_SECONDS": "2",
-    "MESSCLI_SIMULATE_ORDERS": "2",
+    "MESSCLI_CALIBRATE_BUDGET": "2",
+    "MESSCLI_SIMULATE_ORDER_SEEDS": "2",
 }
 
 
