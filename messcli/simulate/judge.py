@@ -6,6 +6,7 @@ Wires tables, simulator, advice, plots and the paper's evidence together; prints
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,9 @@ def _cells_of(line: Line, static: Line) -> list[str]:
     accuracy = f"{line.accuracy:.4f}" + (
         f" ± {line.accuracy_deviation:.4f}" if line.accuracy_deviation else ""
     )
-    billed = f"{line.billed_joules:.2f}" + (
-        f" ± {line.billed_deviation:.2f}" if line.billed_deviation else ""
+    digits = _digits(static.billed_joules)
+    billed = f"{line.billed_joules:.{digits}f}" + (
+        f" ± {line.billed_deviation:.{digits}f}" if line.billed_deviation else ""
     )
     auto = "auto" if line.policy == "mess+" else ""
     return [
@@ -153,12 +155,17 @@ def _cells_of(line: Line, static: Line) -> list[str]:
         auto if line.c is None else f"{line.c:g}",
         accuracy,
         billed,
-        f"{line.paper_joules:.2f}",
+        f"{line.paper_joules:.{digits}f}",
         f"{line.billed_joules / static.billed_joules:.2f}",
         f"{line.meets}/{line.orders}",
         f"{line.explorations:.0f}",
         *(f"{share:.1%}" for share in line.shares.values()),
     ]
+
+
+def _digits(joules: float) -> int:
+    """Decimals that show three digits of so many joules, and two at least."""
+    return 2 if joules <= 0 else max(2, 2 - math.floor(math.log10(joules)))
 
 
 def _short(name: str) -> str:
