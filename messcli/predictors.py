@@ -153,10 +153,8 @@ class LinearPredictor(_OneByOne):
     def predict_many(self, features: Sequence[Sparse]) -> Accuracies | None:
         if not self._samples.any() or not features:
             return None
-        indices = np.concatenate([places for places, _ in features])
-        values = np.concatenate([weights for _, weights in features])
-        starts = np.cumsum([0, *(len(places) for places, _ in features[:-1])])
-        return np.clip(np.add.reduceat(values[:, None] * self._weights[indices], starts), 0.0, 1.0)
+        sums = np.array([values @ self._weights[indices] for indices, values in features])
+        return np.clip(sums, 0.0, 1.0)
 
     def learn_one(self, features: Sparse, accuracies: Accuracies) -> None:
         indices, values = features
