@@ -190,10 +190,11 @@ def run(step: Step, folder: Path) -> None:
         env={**own, **SHORT, "PATH": f"{folder / 'bin'}{os.pathsep}{own['PATH']}"},
     )
     interrupted = bool(step.shown) and step.shown[0] == "^C"
-    if interrupted:  # as soon as there are rows
+    if interrupted:  # when there are rows
         output = folder / step.command.split(" -o ")[1].split()[0]
         while process.poll() is None and not (output.exists() and output.stat().st_size):
             time.sleep(0.02)
+        time.sleep(0.2)  # the next window has been read and is in hand: what is shown is what is told then
         process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == (130 if interrupted else 0), printed
