@@ -74,9 +74,9 @@ class Auto:
         if view.estimates is None or view.joules is None:
             return view.allowed[-1]
         promise = self._promise(view.plan)
-        hope = np.asarray(view.estimates) + self._optimism(promise, view.samples)
-        joules = view.joules
-        return min(view.allowed, key=lambda m: (joules[m] - promise.price * hope[m], joules[m]))
+        estimates, joules, price = view.estimates, view.joules, promise.price
+        optimism = self._optimism(promise, view.samples).tolist()
+        return min(view.allowed, key=lambda m: (joules[m] - price * (estimates[m] + optimism[m]), joules[m]))
 
     def _promise(self, plan: str) -> Promise:
         return self._promises.get(plan) or Promise()
@@ -146,14 +146,15 @@ class Auto:
     def _solve(self, promise: Promise, alpha: float, window: int, recent: Recent) -> None:
         """The smallest price at which the choices on the latest requests reach the target."""
         estimates, joules = recent.estimates, recent.joules
-        rows = np.arange(len(estimates))
+        of_all, rows = estimates.ravel(), np.arange(len(estimates)) * estimates.shape[1]
         hope = estimates + self._optimism(promise, recent.samples)
         drift = promise.near_sum / (promise.near_weight + promise.variance / self.BIAS**2)
         promise.reach = 0.5 * float(estimates.max(axis=1).mean() + estimates.mean(axis=0).max()) - alpha
         need = self.target(promise, alpha, window) - drift
 
         def reached(price: float) -> bool:
-            return float(estimates[rows, np.argmin(joules - price * hope, axis=1)].mean()) >= need
+            chosen = np.argmin(joules - price * hope, axis=1)
+            return float(of_all.take(rows + chosen).mean()) >= need
 
         promise.price = _smallest(reached, start=promise.price, unit=float(joules.mean()))
 

@@ -153,7 +153,7 @@ class LinearPredictor(_OneByOne):
     def predict_many(self, features: Sequence[Sparse]) -> Accuracies | None:
         if not self._samples.any() or not features:
             return None
-        sums = np.array([values @ self._weights[indices] for indices, values in features])
+        sums: Accuracies = np.array([values @ self._weights[indices] for indices, values in features])
         return np.clip(sums, 0.0, 1.0)
 
     def learn_one(self, features: Sparse, accuracies: Accuracies) -> None:

@@ -326,7 +326,7 @@ def main() -> Iterator[bool]:
     if options.what == "engine":
         yield engine(options.model, options.windows, options.window, continuous=options.continuous)
     elif options.what == "controller":
-        yield controller(options.requests or 4000, options.profile)
+        yield controller(options.requests or 12_000, options.profile)
     else:
         yield memory(options.requests or 1_000_000)
 
