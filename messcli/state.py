@@ -112,7 +112,7 @@ MIGRATIONS: dict[int, str] = {
 }
 
 SYNC_SECONDS = 1.0  # how much finished work a power cut may cost (a crash of the process costs none)
-SNAPSHOT_EVERY = 4000  # requests between snapshots; folding so many in again takes less than a second
+SNAPSHOT_EVERY = 2000  # requests between snapshots; folding so many in again takes about a second
 _HEADER = b"SQLite format 3\0"
 
 
