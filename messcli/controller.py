@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.features import TOGETHER
 from messcli.policy import Policy, Recent, Served, View, VirtualQueue, coin
 from messcli.predictors import Predictor
 from messcli.records import Decision, Request
@@ -161,8 +162,10 @@ class Controller:
 
     def encode(self, texts: Sequence[str]) -> None:
         """Have the features of `texts` at hand when they are asked for: together faster than one by one."""
-        self.predictor.encode_many(texts)
-        self.joules.encode_many(texts)
+        for first in range(0, len(texts), TOGETHER):  # both look at the same texts, which are hashed once
+            batch = texts[first : first + TOGETHER]
+            self.predictor.encode_many(batch)
+            self.joules.encode_many(batch)
 
     def _predict(self, texts: Sequence[str]) -> Iterator[tuple[_Row, _Row]]:
         """Â and E_m(t) of every model, for each text; None while nothing is learnt."""
