@@ -330,7 +330,6 @@ class _RecentRequests:
         self._estimates = np.full((capacity, models), np.nan)
         self._joules = np.full((capacity, models), np.nan)
         self._versions = np.zeros(2, np.int64)  # of the predictors that filled the arrays
-        self._encoded: list[tuple[Any, Any]] = []
 
     def add(self, text: str, decision: Decision) -> None:
         place = self._count % self._capacity
@@ -344,20 +343,24 @@ class _RecentRequests:
 
     def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
         """What the predictors say of the requests now; None while one of them can't."""
-        size = len(self._texts)
-        if not predictor.samples.all():
-            return None
-        predictors: tuple[Predictor | JoulesPredictor, ...] = predictor, joules
-        for place, (one, said) in enumerate(
-            zip(predictors, (self._estimates[:size], self._joules[:size]), strict=True)
-        ):
-            if one.version != self._versions[place] or np.isnan(said).any():
-                predicted = one.predict_many(one.encode_many(self._texts))
-                if predicted is None:
-                    return None
-                said[:] = predicted
-                self._versions[place] = one.version
-        return Recent(self._estimates[:size], self._joules[:size], predictor.samples)
+        estimates, expected = self._estimates[: len(self._texts)], self._joules[: len(self._texts)]
+        known = (
+            predictor.samples.all()
+            and self._refresh(0, predictor, estimates)
+            and self._refresh(1, joules, expected)
+        )
+        return Recent(estimates, expected, predictor.samples) if known else None
+
+    def _refresh(self, place: int, predictor: Predictor | JoulesPredictor, said: NDArray[np.float64]) -> bool:
+        """Predict anew where the predictor has changed or something isn't predicted. Returns whether it can."""
+        if predictor.version == self._versions[place] and not np.isnan(said).any():
+            return True
+        predicted = predictor.predict_many(predictor.encode_many(self._texts))
+        if predicted is None:
+            return False
+        said[:] = predicted
+        self._versions[place] = predictor.version
+        return True
 
     def state(self) -> dict[str, NDArray[Any]]:
         texts = json.dumps(self._texts).encode()

@@ -156,7 +156,8 @@ class Auto:
             chosen = np.argmin(joules - price * hope, axis=1)
             return float(of_all.take(rows + chosen).mean()) >= need
 
-        promise.price = _smallest(reached, start=promise.price, unit=float(joules.mean()))
+        unit = float(joules.mean()) or 1.0  # 0 where a meter counts nothing: then any price is as good
+        promise.price = _smallest(reached, start=promise.price, unit=unit)
 
     # ---- remembering -----------------------------------------------------------------------------
 

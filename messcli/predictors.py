@@ -7,6 +7,7 @@ share one predictor object, so that a prompt is turned into features once.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,19 +67,19 @@ class Predictor(Protocol):
     def load(self, state: Mapping[str, NDArray[Any]]) -> None: ...
 
 
-class _OneByOne:
+class _OneByOne(ABC):
     """What predictors share that have no faster way to encode or predict many."""
 
     version = 0
 
-    def encode(self, text: str) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def encode(self, text: str) -> Any: ...
 
     def encode_many(self, texts: Sequence[str]) -> Sequence[Any]:
         return [self.encode(text) for text in texts]
 
-    def predict_one(self, features: Any) -> Accuracies | None:
-        raise NotImplementedError
+    @abstractmethod
+    def predict_one(self, features: Any) -> Accuracies | None: ...
 
     def predict_many(self, features: Sequence[Any]) -> Accuracies | None:
         rows = [row for one in features if (row := self.predict_one(one)) is not None]

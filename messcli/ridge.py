@@ -6,6 +6,7 @@ are solved anew as evidence grows by a tenth, so that the work per request stays
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ class _Centred:
     variance: float  # of all models' observations
 
 
-class _Solved:
+class _Solved(ABC):
     """What the two predictors share: evidence, weights that are solved for as it grows, and their snapshot."""
 
     def __init__(self, models: int, solve_at: float) -> None:
@@ -150,8 +151,9 @@ class _Solved:
             return None
         return self._bounded(np.array(features) @ self._weights[:-1] + self._weights[-1])
 
+    @abstractmethod
     def _bounded(self, linear: Array) -> Array:
-        raise NotImplementedError
+        """What is predicted, kept to what is possible."""
 
     def _due(self) -> bool:
         count = self._evidence.count

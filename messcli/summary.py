@@ -106,7 +106,12 @@ class Summary:
         if self.first_error is not None:
             rows.append(("first error", self.first_error))
         elif not self.routed:
-            rows.append(("nothing to do", "every line of the input is finished"))
+            why = (
+                "every line of the input is finished"
+                if self.already_done
+                else "no line of the input is to be routed"
+            )
+            rows.append(("nothing to do", why))
         shares = (f"{model} {n} ({n / max(self.routed, 1):.0%})" for model, n in self.served.items())
         rows.append(("served by", ", ".join(shares)))
         if self.period or self.horizon:

@@ -118,6 +118,10 @@ def read_table(
     if not requests:
         what = f"none of its {left_out} requests is complete" if left_out else "is empty"
         raise OutcomesError(f"{name}: {what}. Make a table with `messcli record`")
+    if not any(outcome.joules for known in outcomes.values() for outcome in known.values()):
+        raise OutcomesError(
+            f"{name}: every outcome took 0 J: nothing tells the models apart. Record it with a meter"
+        )
     return OutcomeTable(names, tuple(requests), outcomes, left_out)
 
 

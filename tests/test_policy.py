@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from messcli.controller import DEFAULT_PLAN, Controller, Event, Settings
 from messcli.features import sparse_features
 from messcli.loop import Settled, steps
+from messcli.multiplier import Auto
 from messcli.outcomes import Recorded
 from messcli.policy import (
     Largest,
@@ -252,6 +254,15 @@ def test_the_promise_is_kept_and_cheaper_than_the_largest():
     largest = sum(source._outcomes[r.id]["large"].joules for r in requests)
     assert accuracy >= 0.6
     assert sum(line.billed_joules for line in settled) < largest
+
+
+def test_a_meter_that_counts_nothing_holds_nobody_up():
+    requests, source = table(120)
+    for models in source._outcomes.values():
+        models.update({name: replace(outcome, joules=0.0) for name, outcome in models.items()})
+    settled = run(requests, source, controller(Auto(horizon=120)))
+    assert sum(line.billed_joules for line in settled) == 0
+    assert np.mean([line.outcomes[line.served].accuracy for line in settled]) >= 0.6
 
 
 @pytest.mark.parametrize("policy", [Smallest(), Largest()])

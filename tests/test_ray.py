@@ -44,7 +44,7 @@ def write_zoo(folder: Path, *, small: str = "", large: str = "") -> Path:
 
 @pytest.fixture
 def cluster():
-    """Two nodes: the one that the driver joins, with room for one actor, and `other` with room for two."""
+    """Two nodes, the one that the driver joins and `other`. An actor that asks for `one` is alone on its node."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"here": 9, "one": 1}})

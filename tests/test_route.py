@@ -120,7 +120,7 @@ def test_columns(job: Job) -> None:
 
 def test_nothing_to_route(job: Job) -> None:
     job.write([])
-    assert "nothing to do" in job.route().stderr
+    assert "no line of the input is to be routed" in job.route().stderr
     assert (job.folder / "out.jsonl").read_bytes() == b""
     job.write(requests(5))
     job.route("--limit", "0")

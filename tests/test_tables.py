@@ -35,6 +35,12 @@ def test_reads_json_lines(tmp_path, name):
     assert table.source.query([(table.requests[0], (1,))])[0][1].joules == 9.0
 
 
+def test_a_table_in_which_nothing_costs_anything_compares_nothing(tmp_path):
+    free = {"accuracy": 1.0, "joules": 0}
+    with pytest.raises(OutcomesError, match=r"t\.jsonl: every outcome took 0 J: .* Record it with a meter"):
+        read_table(write(tmp_path / "t.jsonl", [row(small=free, large=free)]))
+
+
 def test_the_zoo_can_be_put_in_another_order_or_cut(tmp_path):
     path = write(tmp_path / "t.jsonl", [row()])
     assert read_table(path, models=("large", "small")).names == ("large", "small")

@@ -165,7 +165,7 @@ def _cells_of(line: Line, static: Line) -> list[str]:
 
 def _digits(joules: float) -> int:
     """Decimals that show three digits of so many joules, and two at least."""
-    return 2 if joules <= 0 else max(2, 2 - math.floor(math.log10(joules)))
+    return max(2, 2 - math.floor(math.log10(joules)))
 
 
 def _short(name: str) -> str:
