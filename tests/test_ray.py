@@ -121,7 +121,7 @@ def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     while not true():
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def committed(state: Path) -> int:
@@ -155,14 +155,27 @@ def routed_over_a_lost_node(cluster, zoo: Path, output: Path) -> tuple[int, str]
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdin is not None
-        for at in (0, 16):
-            process.stdin.writelines(lines[at : at + 16])
+        fed, answers = 0, False
+
+        def feed(count: int) -> None:
+            nonlocal fed
+            process.stdin.writelines(lines[fed : fed + count])
             process.stdin.flush()
-            until(lambda at=at: committed(state) >= at + 16, process)
-            # the second window is given when every actor can take part in it
-            until(lambda: set(workers(cluster.other).values()) == {"Worker"}, process)
-        process.stdin.writelines(lines[32:])
-        process.stdin.flush()
+            fed += count
+
+        def is_committed() -> bool:
+            nonlocal answers
+            answers |= "Worker.answer" in workers(cluster.other).values()
+            return committed(state) >= fed
+
+        feed(16)
+        until(is_committed, process)
+        until(lambda: set(workers(cluster.other).values()) == {"Worker"}, process)  # not starting any more
+        while not answers:  # only an actor that has answered is one to be lost
+            assert fed < len(lines) // 2
+            feed(16)
+            until(is_committed, process)
+        feed(len(lines) - fed)
         kill(cluster)
         _, told = process.communicate(timeout=400)
     return process.returncode, told
