@@ -195,6 +195,32 @@ def test_a_lost_node_costs_no_request_while_a_replica_is_left(cluster, tmp_path)
         assert ours["joules"] > 0
 
 
+def test_a_replica_that_is_still_starting_takes_over_when_the_only_one_that_answers_is_lost(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    from messcli.backends.ray import connect
+    from messcli.records import Request
+    from messcli.zoo import load_zoo
+
+    zoo = load_zoo(str(write_zoo(tmp_path, large="replicas = 2\nresources = { one = 1 }")))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "resources": {"one": 1}})
+    try:
+        small, large = connect(cluster.address, lambda line: None).backends(zoo, "estimate", None)
+        large.load()  # one replica answers, for the other there is no room yet
+        request = Request("x", "Translate: the dog", None, (), {}, {})
+        assert large.fitting([request]) == [True]
+        cluster.add_node(num_cpus=1, resources={"one": 1})
+        for actor in large.actors():
+            ray.kill(actor)
+        assert large.fitting([request]) == [True]
+        assert any("lost an actor" in warning for warning in large.take_warnings())
+        small.unload()
+        large.unload()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def test_where_no_replica_is_left_there_are_error_rows_and_nothing_is_lost(cluster, tmp_path):
     zoo = write_zoo(tmp_path, small="resources = { here = 1 }", large="resources = { there = 1 }")
     output = tmp_path / "out.jsonl"

@@ -39,7 +39,7 @@ from messcli.zoo import ModelSpec, Zoo
 
 INSTALL = "pip install 'messcli[ray]'"
 START_SECONDS = 600.0  # within which a model's first actor has started and loaded
-RESTART_SECONDS = 60.0  # how long a window waits for a new actor of a model that has lost its last one
+RESTART_SECONDS = 60.0  # how long a model that has lost its last actor waits for another one
 _AGAIN = "Look after the cluster, and run the same command again to go on"
 _CONNECT_SECONDS = 10.0
 _REPLAY = "replay:"
@@ -176,6 +176,7 @@ class RayBackend:
         self._starting: dict[Any, Any] = {}  # ref of load() -> actor
         self._started = False  # actors were asked for
         self._served = False  # one has been there
+        self._wait_until = 0.0  # since the last one was lost; on the monotonic clock
         self._warnings: list[str] = []
 
     # --- actors ---
@@ -192,7 +193,7 @@ class RayBackend:
         """Start the replicas and wait for the first one. Raises ModelError with the cure."""
         self.start()
         if not self._served:
-            self._await_actor(START_SECONDS)
+            self._await_actor(time.monotonic() + START_SECONDS)
             if not self._actors:
                 raise self._error(
                     f"no actor could start within {START_SECONDS:.0f} s (one asks for {_needs(self.spec)})",
@@ -230,10 +231,9 @@ class RayBackend:
         )
         self._starting[actor.load.remote()] = actor
 
-    def _await_actor(self, seconds: float) -> None:
-        """Wait for one actor that can answer, as long as one may still come."""
-        deadline = time.monotonic() + seconds
-        while not self._actors and self._starting and (left := deadline - time.monotonic()) > 0:
+    def _await_actor(self, until: float) -> None:
+        """Wait until a time of the monotonic clock for one actor that can answer, as long as one may still come."""
+        while not self._actors and self._starting and (left := until - time.monotonic()) > 0:
             self._take_started(left)
 
     def _take_started(self, seconds: float) -> None:
@@ -260,9 +260,15 @@ class RayBackend:
         self._actors.remove(actor)
         self._shared.forget(actor)
         left = len(self._actors)
+        if not left:  # a replica that is still starting, or the new one, may take over
+            self._wait_until = time.monotonic() + RESTART_SECONDS
         self._warnings.append(
             f'model "{self.spec.name}": lost an actor ({why}); '
-            + (f"{left} of {self.spec.replicas} replicas go on" if left else "no replica is left")
+            + (
+                f"{left} of {self.spec.replicas} replicas go on"
+                if left
+                else "no replica is left that answers"
+            )
         )
         self._start_actor()
 
@@ -278,7 +284,7 @@ class RayBackend:
         return -(-len(self.spec.fill_template(request.prompt)) // 4)
 
     def fitting(self, requests: Sequence[Request]) -> list[bool]:
-        """Which of `requests` the model can take; none while it has no actor left."""
+        """Which of `requests` the model can take; none when it has no actor left and no other came in time."""
         self.load()
         self._take_started(0.0)
         fits = self._ask_any("fitting", requests)
@@ -287,8 +293,11 @@ class RayBackend:
         return [False] * len(requests) if fits is None else fits
 
     def _ask_any(self, method: str, requests: Sequence[Request]) -> Any:
-        """What an actor says of `requests`; None where none is left."""
-        while self._actors:
+        """What an actor says of `requests`; None where none is left, and none came in time."""
+        while True:
+            self._await_actor(self._wait_until)
+            if not self._actors:
+                return None
             actor = self._actors[0]
             try:
                 return self._ray.get(getattr(actor, method).remote(list(requests)))
@@ -296,7 +305,6 @@ class RayBackend:
                 self._lost(actor, _line(error))
             except self._ray.exceptions.RayTaskError as error:
                 raise _told(error) from error
-        return None
 
     @property
     def alive(self) -> bool:
@@ -333,7 +341,7 @@ class RayBackend:
                 batch = waiting.pop(0)
                 busy[actor.answer.remote([requests[index] for index in batch])] = (actor, batch)
             if not busy:
-                self._await_actor(RESTART_SECONDS)
+                self._await_actor(self._wait_until)
                 if not self._actors:
                     break
                 continue
