@@ -104,31 +104,51 @@ def count_lines(path: str) -> int | None:
 
 
 class Occurrences:
-    """Counts how often each key was seen in one pass over an input, in constant memory."""
+    """Counts how often each key was seen in one pass over an input, in constant memory.
+
+    The latest keys are in memory, all earlier ones on disk: an input of usual length never gets there.
+    """
+
+    IN_MEMORY = 1 << 15  # keys; a quarter of a kilobyte each
 
     def __init__(self) -> None:
-        # The empty name is SQLite's private temporary database: on disk, deleted with the connection.
-        self._db = sqlite3.connect("", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("PRAGMA cache_size = -16000")
-        self._db.execute("CREATE TABLE seen (key BLOB PRIMARY KEY, n INT, line INT) WITHOUT ROWID")
-        self._db.execute("BEGIN")
+        self._latest: dict[bytes, tuple[int, int]] = {}
+        self._earlier: sqlite3.Connection | None = None
 
     def add(self, key: bytes, line: int) -> tuple[int, int]:
         """Count `key`; return how often it was seen, this time included, and the line it was first on."""
+        known = self._latest.get(key)
         try:
-            return self._db.execute(  # type: ignore[no-any-return]
-                "INSERT INTO seen VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n, line",
-                (key, line),
-            ).fetchone()
+            if known is None and self._earlier is not None:
+                known = self._earlier.execute("SELECT n, line FROM seen WHERE key = ?", (key,)).fetchone()
+            count, first = known or (0, line)
+            self._latest[key] = count + 1, first
+            if len(self._latest) > self.IN_MEMORY:
+                self._move_to_disk()
         except sqlite3.OperationalError as error:
             raise InputError(
                 f"the ids seen so far can't be kept in the temporary folder: {error}. What was routed is kept; "
                 "make room or set SQLITE_TMPDIR to another folder, and run the same command again"
             ) from None
+        return count + 1, first
+
+    def _move_to_disk(self) -> None:
+        if self._earlier is None:
+            # The empty name is SQLite's private temporary database: on disk, deleted with the connection.
+            self._earlier = sqlite3.connect("", isolation_level=None)
+            self._earlier.execute("PRAGMA journal_mode = OFF")
+            self._earlier.execute("PRAGMA cache_size = -16000")
+            self._earlier.execute("CREATE TABLE seen (key BLOB PRIMARY KEY, n INT, line INT) WITHOUT ROWID")
+            self._earlier.execute("BEGIN")
+        self._earlier.executemany(
+            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)",
+            ((key, count, first) for key, (count, first) in sorted(self._latest.items())),
+        )
+        self._latest.clear()
 
     def close(self) -> None:
-        self._db.close()
+        if self._earlier is not None:
+            self._earlier.close()
 
 
 class _Lines:
@@ -228,13 +248,13 @@ def _parse(
             raise _Invalid(f'field "plan": expected a string, found {_named(plan)}')
     except _Invalid as error:
         return _reject(occurrences, line, f"{where}: {error}", usable_id, extra, _canonical(value))
-    digest = _hash(_canonical([prompt, messages]))
+    digest = _hash(b"[%b, %b]" % (_canonical(prompt), _canonical(messages)))
     if usable_id is None:
         count, _ = occurrences.add(b"content" + digest, line)
         usable_id = f"{digest.hex()[:16]}" + (f"-{count}" if count > 1 else "")
         key = _hash(b"content" + digest + str(count).encode())
     else:
-        key = _hash(b"id" + json.dumps(usable_id).encode())
+        key = _hash(b"id" + _canonical(usable_id))
         count, first = occurrences.add(key, line)
         if count > 1:
             message = (
@@ -353,6 +373,11 @@ _SORTED = json.JSONEncoder(sort_keys=True)
 
 
 def _canonical(value: Any) -> bytes:
+    # An encoder is quick with a string; for anything else it sets itself up anew.
+    if value is None:
+        return b"null"
+    if type(value) is int:
+        return b"%d" % value
     return _SORTED.encode(value).encode()
 
 
@@ -363,7 +388,7 @@ def _hash(data: bytes) -> bytes:
 def _loads(text: str | bytes) -> Any:
     """json.loads that takes no NaN and no infinity (no JSON), and reports deep nesting as an error."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
     brackets = text.count("[") + text.count("{") if isinstance(text, str) else _DEEPEST
@@ -381,6 +406,10 @@ def _finite(digits: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{digits[:20]} is too large a number")
     return number
+
+
+# made once: it is called for every line
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _depth(value: Any) -> int:
