@@ -224,6 +224,7 @@ class State:
         self._unsynced: list[int] = []  # rows of the sink that aren't safe yet
         self._synced_rows = 0  # rows of the sink that are
         self._last_sync = time.monotonic()
+        self._durable = True  # as `_prepare` sets it
         try:
             with self._faults():
                 self._db = self._connect()
@@ -334,7 +335,9 @@ class State:
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
         """All or nothing. `durable` also survives a power cut, at the price of a wait for the disk."""
         with self._faults():
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            if durable != self._durable:
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -498,7 +501,8 @@ class State:
 
     @staticmethod
     def _put_snapshot(db: sqlite3.Connection, t: int, data: bytes) -> None:
-        db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?)", (t, zlib.compress(data, 1)))
+        # Stored, not deflated: most of it is numbers that hardly shrink, and every snapshot would pay for the try.
+        db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?)", (t, zlib.compress(data, 0)))
         db.execute("DELETE FROM events")
 
     def learnt(self) -> tuple[bytes | None, Iterator[list[bytes]]]:
