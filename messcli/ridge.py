@@ -157,7 +157,7 @@ class _Solved(ABC):
 
     def _due(self) -> bool:
         count = self._evidence.count
-        if not count.all() or count.sum() < self._solve_at[0]:
+        if count.sum() < self._solve_at[0] or not count.all():
             return False
         self._solve_at[0] = np.ceil(count.sum() * GROWTH)
         return True
