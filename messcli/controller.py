@@ -257,16 +257,14 @@ class Controller:
             account.queue = account.queue.after(alpha, estimate)
 
     def _learn(self, event: Event) -> None:
-        joules = np.array(event.joules)
-        if not np.isnan(joules).all():
-            self.joules.learn_one(self.joules.encode(event.text), joules)
-        accuracies = np.array(event.accuracies)
-        if np.isnan(accuracies).all():
+        if not all(map(math.isnan, event.joules)):
+            self.joules.learn_one(self.joules.encode(event.text), np.array(event.joules))
+        if all(map(math.isnan, event.accuracies)):
             return
         if event.decision.explored or self.settings.learn_from == "all":
-            self.predictor.learn_one(self.predictor.encode(event.text), accuracies)
+            self.predictor.learn_one(self.predictor.encode(event.text), np.array(event.accuracies))
         if event.decision.explored:
-            self._best.add(float(np.nanmax(accuracies)))
+            self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
 
     def _tell_policy(self, event: Event, window: int) -> None:
         if not self.policy.remembers:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from messcli.controller import DEFAULT_PLAN, Controller, Event
@@ -26,12 +26,12 @@ class Settled:
     outcomes: Mapping[int, Outcome]  # by model
     served: int | None  # None: every model that was asked failed
     queue: float  # Q after it
+    billed_joules: float | None = field(init=False)  # every model that ran; None where a meter failed
 
-    @property
-    def billed_joules(self) -> float | None:
-        """The request's whole bill: every model that ran. None where a meter failed."""
+    def __post_init__(self) -> None:
         known = [outcome.joules for outcome in self.outcomes.values() if outcome.joules is not None]
-        return math.fsum(known) if len(known) == len(self.outcomes) else None
+        billed = math.fsum(known) if len(known) == len(self.outcomes) else None
+        object.__setattr__(self, "billed_joules", billed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,20 +152,21 @@ class LinearPredictor(_OneByOne):
         return None if predicted is None else predicted[0]
 
     def predict_many(self, features: Sequence[Sparse]) -> Accuracies | None:
-        if not self._samples.any() or not features:
+        if not np.count_nonzero(self._samples) or not features:
             return None
-        sums: Accuracies = np.array([values @ self._weights[indices] for indices, values in features])
+        sums: Accuracies = np.array([values @ self._weights.take(indices, 0) for indices, values in features])
         return np.clip(sums, 0.0, 1.0)
 
     def learn_one(self, features: Sparse, accuracies: Accuracies) -> None:
         indices, values = features
         observed = ~np.isnan(accuracies)
-        if not self._samples.all():
+        if np.count_nonzero(self._samples) < len(self._samples):
             first = observed & (self._samples == 0)
             self._weights[self.BUCKETS, first] = accuracies[first]
-        weights = self._weights[indices]
+        weights = self._weights.take(indices, 0)
         errors = np.where(observed, accuracies - values @ weights, 0.0)
-        self._weights[indices] = weights + np.outer(2.0 * self._learning_rate * values, errors)
+        weights += (2.0 * self._learning_rate * values)[:, None] * errors
+        self._weights[indices] = weights
         self._samples += observed
 
     @property

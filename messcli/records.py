@@ -26,6 +26,7 @@ ROW_FIELDS = (
     "seconds",
     "meter",
 )
+_NO_RESULTS: Mapping[str, None] = dict.fromkeys(ROW_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def row_of(
     error: str | None = None,
     include_prompt: bool = False,
 ) -> dict[str, Any]:
-    """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`).
+    """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`, which names no other).
 
     An input field that has the name of a column keeps its value as `input_<name>`. A request under a plan
     has a column `plan`.
@@ -121,9 +122,9 @@ def row_of(
     _pass_through(row, request.extra)
     if request.plan is not None:
         row.setdefault("plan", request.plan)  # `--plan` named it
+    row.update(_NO_RESULTS)
     row["model"] = model
-    for name in ROW_FIELDS[1:]:
-        row[name] = values.get(name)
+    row.update(values)
     if error is not None:
         row["error"] = error
     return row
@@ -133,7 +134,7 @@ def rejected_row(rejected: Rejected) -> dict[str, Any]:
     """The output row of a line that is no request: null results and `error`."""
     row: dict[str, Any] = {"id": rejected.id}
     _pass_through(row, rejected.extra)
-    row.update(dict.fromkeys(ROW_FIELDS))
+    row.update(_NO_RESULTS)
     row["error"] = rejected.error
     return row
 

@@ -210,10 +210,11 @@ class Tally:
             self._served[self._names[line.served]] += 1
         if line.billed_joules is None:
             self._unmetered += 1
-        self._billed += sum(outcome.joules or 0.0 for outcome in line.outcomes.values())
-        self._meters.update(dict.fromkeys(o.meter for o in line.outcomes.values() if o.meter))
         for m, outcome in line.outcomes.items():
+            if outcome.meter:
+                self._meters[outcome.meter] = None
             if outcome.joules:
+                self._billed += outcome.joules
                 self._compare(line, m, outcome.joules, outcome.meter)
 
     def _add_failure(self, error: str | None) -> None:
