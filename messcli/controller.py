@@ -142,6 +142,7 @@ class Controller:
         owed, explorations = self.owed, self.explored
         decisions = []
         predicted = self._predict([request.prompt for request in requests])
+        samples = self.predictor.samples.tolist()
         for t, (request, can, (estimates, joules)) in enumerate(
             zip(requests, allowed, predicted, strict=True), start=self.t + 1
         ):
@@ -153,7 +154,7 @@ class Controller:
                 asked = tuple(can)
                 model = can[-1]
             else:
-                model = self._choose(t, plan, queues[plan], can, estimates, joules)
+                model = self._choose(t, plan, queues[plan], can, estimates, joules, samples)
                 asked = (model,)
             decisions.append(Decision(t, model, asked, explored, estimates, joules, owed))
             if estimates is not None:
@@ -184,6 +185,7 @@ class Controller:
         allowed: Sequence[int],
         estimates: tuple[float, ...] | None,
         joules: tuple[float, ...] | None,
+        samples: Sequence[float],
     ) -> int:
         alpha = self.settings.alphas[plan]
         if self.unreachable(plan):
@@ -197,7 +199,7 @@ class Controller:
             estimates=estimates,
             joules=joules,
             joules_unit=self.joules.unit,
-            samples=self.predictor.samples,
+            samples=samples,
         )
         return self.policy.choose(view)
 

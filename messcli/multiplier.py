@@ -74,16 +74,16 @@ class Auto:
         if view.estimates is None or view.joules is None:
             return view.allowed[-1]
         promise = self._promise(view.plan)
-        estimates, joules, price = view.estimates, view.joules, promise.price
-        optimism = self._optimism(promise, view.samples).tolist()
-        return min(view.allowed, key=lambda m: (joules[m] - price * (estimates[m] + optimism[m]), joules[m]))
+        estimates, joules, samples, price = view.estimates, view.joules, view.samples, promise.price
+
+        def cost(m: int) -> tuple[float, float]:
+            optimism = self.OPTIMISM * math.sqrt(promise.variance / max(samples[m], 1.0))
+            return joules[m] - price * (estimates[m] + optimism), joules[m]
+
+        return min(view.allowed, key=cost)
 
     def _promise(self, plan: str) -> Promise:
         return self._promises.get(plan) or Promise()
-
-    def _optimism(self, promise: Promise, samples: Array) -> Array:
-        optimism: Array = self.OPTIMISM * np.sqrt(promise.variance / np.maximum(samples, 1.0))
-        return optimism
 
     # ---- learning --------------------------------------------------------------------------------
 
@@ -147,9 +147,10 @@ class Auto:
         """The smallest price at which the choices on the latest requests reach the target."""
         estimates, joules = recent.estimates, recent.joules
         of_all, rows = estimates.ravel(), np.arange(len(estimates)) * estimates.shape[1]
-        hope = estimates + self._optimism(promise, recent.samples)
+        hope = estimates + self.OPTIMISM * np.sqrt(promise.variance / np.maximum(recent.samples, 1.0))
         drift = promise.near_sum / (promise.near_weight + promise.variance / self.BIAS**2)
-        promise.reach = 0.5 * float(estimates.max(axis=1).mean() + estimates.mean(axis=0).max()) - alpha
+        columns = estimates.T.copy()  # of a model each: numpy is slow along the few numbers of a row
+        promise.reach = 0.5 * float(columns.max(axis=0).mean() + columns.mean(axis=1).max()) - alpha
         need = self.target(promise, alpha, window) - drift
 
         def reached(price: float) -> bool:

@@ -50,7 +50,7 @@ class View:
     estimates: Sequence[float] | None  # Â_m(t); None while nothing is learnt
     joules: Sequence[float] | None  # E_m(t), joules; None while nothing was read
     joules_unit: float  # the cheapest model's mean joules, which makes V a pure number
-    samples: NDArray[np.float64]  # how many accuracies each model's estimate rests on
+    samples: Sequence[float]  # how many accuracies each model's estimate rests on
 
 
 @dataclass(frozen=True, slots=True)
