@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -130,8 +131,9 @@ class Encoder(Generic[Encoded]):
             batch = tuple(unknown[first : first + TOGETHER])
             self._known.update(zip(batch, self._encode(batch), strict=True))
         encoded = [self._known[text] for text in texts]
-        while len(self._known) > Encoder.remembers:
-            del self._known[next(iter(self._known))]
+        # at once: a dictionary finds its oldest key by walking over all that were deleted before it
+        for text in list(islice(self._known, max(len(self._known) - Encoder.remembers, 0))):
+            del self._known[text]
         return encoded
 
 

@@ -165,7 +165,7 @@ class LinearPredictor(_OneByOne):
             self._weights[self.BUCKETS, first] = accuracies[first]
         weights = self._weights.take(indices, 0)
         errors = np.where(observed, accuracies - values @ weights, 0.0)
-        weights += (2.0 * self._learning_rate * values)[:, None] * errors
+        weights += np.dot((2.0 * self._learning_rate * values)[:, None], errors[None, :])
         self._weights[indices] = weights
         self._samples += observed
 

@@ -111,7 +111,7 @@ def row_of(
     error: str | None = None,
     include_prompt: bool = False,
 ) -> dict[str, Any]:
-    """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`, which names no other).
+    """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`).
 
     An input field that has the name of a column keeps its value as `input_<name>`. A request under a plan
     has a column `plan`.
