@@ -15,6 +15,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from messcli.features import TOGETHER
@@ -54,30 +55,12 @@ class Event:
     served: int | None  # the model whose output was served; None when every one asked failed
 
     def dumps(self) -> bytes:
-        """As JSON; NaN becomes null."""
-        decision = self.decision
-        plain = {  # spelled out: dataclasses.asdict copies deeply, and this is done for every request
-            "text": self.text,
-            "plan": self.plan,
-            "decision": {
-                "t": decision.t,
-                "model": decision.model,
-                "asked": decision.asked,
-                "explored": decision.explored,
-                "estimates": decision.estimates,
-                "joules_predicted": decision.joules_predicted,
-                "owed": decision.owed,
-            },
-            "has_reference": self.has_reference,
-            "accuracies": [None if math.isnan(value) else value for value in self.accuracies],
-            "joules": [None if math.isnan(value) else value for value in self.joules],
-            "served": self.served,
-        }
-        return json.dumps(plain).encode()
+        """As JSON; NaN becomes null. Floats come back exactly."""
+        return orjson.dumps(self, option=orjson.OPT_SERIALIZE_NUMPY)  # a metric may give numpy's floats
 
     @classmethod
     def loads(cls, data: bytes) -> Event:
-        plain = json.loads(data)
+        plain = orjson.loads(data)
         decision = plain.pop("decision")
         for name in ("asked", "estimates", "joules_predicted"):
             decision[name] = None if decision[name] is None else tuple(decision[name])
