@@ -213,11 +213,13 @@ class Controller:
             Q after each request.
         """
         queues = []
+        # Nothing is decided before the window's end: a price that is solved earlier would only be solved again.
+        last = {event.plan: event for event in events if event.served is not None}
         for event in events:
             account = self.accounts[event.plan]
             self._account(account, event)
             self._learn(event)
-            self._tell_policy(event, window=len(events))
+            self._tell_policy(event, len(events), is_last=event is last.get(event.plan))
             self.explored += event.decision.explored
             self.t = event.decision.t
             self.owed = event.decision.owed
@@ -251,7 +253,7 @@ class Controller:
         if event.decision.explored:
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
 
-    def _tell_policy(self, event: Event, window: int) -> None:
+    def _tell_policy(self, event: Event, window: int, *, is_last: bool) -> None:
         if not self.policy.remembers:
             return
         self._recent.add(event.text, event.decision)
@@ -266,7 +268,9 @@ class Controller:
             explored=event.decision.explored,
             window=window,
         )
-        self.policy.settle(served, lambda: self._recent.seen_by(self.predictor, self.joules))
+        self.policy.settle(
+            served, lambda: self._recent.seen_by(self.predictor, self.joules) if is_last else None
+        )
 
     # ---- remembering -----------------------------------------------------------------------------
 

@@ -92,7 +92,8 @@ class Policy(Protocol):
     def choose(self, view: View) -> int: ...
 
     def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
-        """Take in one served request. `recent` looks the latest ones up; None while nothing is learnt."""
+        """Take in one served request. `recent` looks the latest ones up; None while nothing is learnt, and before the
+        last one of a window."""
         ...
 
     def state(self) -> dict[str, Any]:
