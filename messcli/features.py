@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +51,15 @@ def _mix(hashes: Hashes) -> Hashes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hashed:
-    """Hashes of one kind, in the order of the texts, and which text each belongs to."""
+class Hashed:
+    """The hashes of all texts' words, then of all their pairs of words, then of all their runs of bytes."""
 
     hashes: Hashes
-    owner: Places
+    counts: Places  # (3, texts): how many of each
 
-    def counts(self, texts: int) -> Places:
-        return np.bincount(self.owner, minlength=texts)
+    def spread(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """For every hash, the label of its kind and text; `labels` is shaped as `counts`."""
+        return np.repeat(labels.ravel(), self.counts.ravel())
 
 
 def _bytes_of(text: str) -> bytes:
@@ -66,7 +67,7 @@ def _bytes_of(text: str) -> bytes:
 
 
 @lru_cache(maxsize=2)  # predictors of accuracy and of joules look at the same texts one after the other
-def hash_texts(texts: tuple[str, ...]) -> tuple[_Hashed, _Hashed, _Hashed]:
+def hash_texts(texts: tuple[str, ...]) -> Hashed:
     """Words, pairs of neighbouring words, and every run of `RUN` bytes, of all texts.
 
     Case and punctuation are folded away. The hash of a stretch is the sum of (byte + 1) * multiplier^place, places
@@ -90,20 +91,16 @@ def hash_texts(texts: tuple[str, ...]) -> tuple[_Hashed, _Hashed, _Hashed]:
     owners = np.searchsorted(ends, first, side="right")
     words = (prefix[after] - prefix[first]) * _INVERSE_POWERS[first - starts[owners]]
     words = _mix(words + (after - first).astype(np.uint64))
-    neighbours = owners[:-1] == owners[1:]
-    pairs = _mix(words[:-1] * np.uint64(31) + words[1:])[neighbours]
 
     twos = values[:-1] + values[1:] * _POWERS[1]  # a run of RUN bytes is two of these
-    fours = twos[:-2] + twos[2:] * _POWERS[2]
-    # the last bytes of a text begin none: it would reach into the next one
-    counts = [max(size - RUN + 1, 0) for size in sizes]
-    within = [fours[start : start + count] for start, count in zip(starts.tolist(), counts, strict=True)]
-    runs = _mix(np.concatenate(within) + np.uint64(RUN))
-    return (
-        _Hashed(words, owners),
-        _Hashed(pairs, owners[1:][neighbours]),
-        _Hashed(runs, np.repeat(np.arange(len(texts)), counts)),
-    )
+    fours = twos[:-2] + twos[2:] * _POWERS[2] + np.uint64(RUN)
+    # the last word of a text begins no pair, and its last bytes no run: they would reach into the next text
+    pairs = (words[:-1] * np.uint64(31) + words[1:])[owners[:-1] == owners[1:]]
+    starting = [max(size - RUN + 1, 0) for size in sizes]
+    runs = [fours[start : start + count] for start, count in zip(starts.tolist(), starting, strict=True)]
+    hashes = np.concatenate((words, _mix(np.concatenate((pairs, *runs)))))
+    found = np.bincount(owners, minlength=len(texts))
+    return Hashed(hashes, np.array((found, np.maximum(found - 1, 0), starting)))
 
 
 Encoded = TypeVar("Encoded")
@@ -168,14 +165,14 @@ def sparse_features(buckets: int) -> Encoder[tuple[Places, Floats]]:
 
 
 def encode_sparse(texts: tuple[str, ...], buckets: int) -> Iterator[tuple[Places, Floats]]:
-    kinds = hash_texts(texts)
-    counts = np.array([kind.counts(len(texts)) for kind in kinds])
+    hashed = hash_texts(texts)
+    counts = hashed.counts
     present = np.maximum((counts > 0).sum(axis=0), 1)
     shares = 1.0 / (present * np.maximum(counts, 1))
     # One number for each: its text, then 16 bits of its bucket, then its kind. Sorted, a bucket's are side by side.
-    hashes = np.concatenate([kind.hashes for kind in kinds]) & np.uint64(buckets - 1)
-    keys = (hashes.astype(np.uint32) << 2) + np.repeat(np.arange(3, dtype=np.uint32), counts.sum(axis=1))
-    keys += np.concatenate([kind.owner for kind in kinds]).astype(np.uint32) << 18
+    labels = (np.arange(len(texts)) << 18) + np.arange(3)[:, None]
+    keys = (hashed.hashes.astype(np.uint32) & np.uint32(buckets - 1)) << 2
+    keys += hashed.spread(labels.astype(np.uint32))
     keys.sort()
     # as shares[keys & 3, keys >> 18], ten times faster
     share = shares.ravel().take((keys & 3) * len(texts) + (keys >> 18))
@@ -223,18 +220,20 @@ def _shape(text: str) -> list[float]:
 
 
 def encode_dense(texts: tuple[str, ...]) -> Iterator[Floats]:
-    words, _, runs = hash_texts(texts)
+    hashed = hash_texts(texts)
     dense = np.zeros((len(texts), DENSE))
     dense[:, :SHAPE] = [_shape(text) for text in texts]
-    for kind in (words, runs):
-        # one number for each: its text, then the sign (bit 59 of the hash), then its place in the sketch
-        signs = (kind.hashes >> np.uint64(59) & np.uint64(1)) * np.uint64(SKETCH)
-        places = (signs + (kind.hashes & np.uint64(SKETCH - 1))).astype(np.intp) + 2 * SKETCH * kind.owner
-        minus_plus = np.bincount(places, minlength=len(texts) * 2 * SKETCH).reshape(len(texts), 2, SKETCH)
-        counts = minus_plus[:, 1] - minus_plus[:, 0]
-        size = np.abs(counts)
-        norm = np.sqrt(np.maximum(size.sum(axis=1), 1))
-        dense[:, SHAPE:] += np.sign(counts) * np.sqrt(size) / norm[:, None]
+    # one number for each: its text and kind, then the sign (bit 59 of the hash), then its place in the sketch
+    labels = 3 * np.arange(len(texts)) + np.arange(3)[:, None]
+    places = hashed.spread(labels * (2 * SKETCH))
+    places += (hashed.hashes >> np.uint64(59) & np.uint64(1)).view(np.intp) * SKETCH
+    places += (hashed.hashes & np.uint64(SKETCH - 1)).view(np.intp)
+    minus_plus = np.bincount(places, minlength=labels.size * 2 * SKETCH).reshape(len(texts), 3, 2, SKETCH)
+    counts = minus_plus[:, ::2, 1] - minus_plus[:, ::2, 0]  # of words and runs
+    size = np.abs(counts)
+    norm = np.sqrt(np.maximum(size.sum(axis=2), 1))
+    sketches = np.sign(counts) * np.sqrt(size) / norm[:, :, None]
+    dense[:, SHAPE:] = sketches[:, 0] + sketches[:, 1]
     dense.setflags(write=False)
     yield from dense
 
