@@ -7,6 +7,7 @@ share one predictor object, so that a prompt is turned into features once.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -159,15 +160,16 @@ class LinearPredictor(_OneByOne):
 
     def learn_one(self, features: Sparse, accuracies: Accuracies) -> None:
         indices, values = features
-        observed = ~np.isnan(accuracies)
-        if np.count_nonzero(self._samples) < len(self._samples):
-            first = observed & (self._samples == 0)
-            self._weights[self.BUCKETS, first] = accuracies[first]
-        weights = self._weights.take(indices, 0)
-        errors = np.where(observed, accuracies - values @ weights, 0.0)
-        weights += np.dot((2.0 * self._learning_rate * values)[:, None], errors[None, :])
-        self._weights[indices] = weights
-        self._samples += observed
+        step = 2.0 * self._learning_rate * values
+        for m, accuracy in enumerate(accuracies.tolist()):  # most requests teach one model only
+            if math.isnan(accuracy):
+                continue
+            own = self._weights[:, m]
+            if not self._samples[m]:
+                own[self.BUCKETS] = accuracy
+            weights = own[indices]
+            own[indices] = weights + step * (accuracy - values @ weights)
+            self._samples[m] += 1
 
     @property
     def samples(self) -> Accuracies:
