@@ -1,9 +1,11 @@
 """Time of the decision loop per request, by number of models and by t. No model runs: outcomes are recorded.
 
     python tests/bench/decision_loop.py [--requests 4000]
+    python tests/bench/decision_loop.py --table TABLE [--rounds 3]
 
 Prints, per predictor and size of the zoo, microseconds per request: over all requests, over the first and the
-last quarter (growth with t), with features counted and with features known beforehand.
+last quarter (growth with t), with features counted and with features known beforehand. With a table, CPU seconds
+that `simulate` takes for one run of it after loading (halfway between the models, window 1): the median of some rounds.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import statistics
 import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,10 +22,13 @@ import numpy as np
 
 from messcli.controller import DEFAULT_PLAN
 from messcli.factory import Setup, create_controller
-from messcli.features import remember
+from messcli.features import dense_features, remember, sparse_features
 from messcli.loop import steps
 from messcli.outcomes import Recorded
+from messcli.predictors import LinearPredictor
 from messcli.records import Outcome, Request
+from messcli.simulate.runs import Task, alphas_at, run_task
+from messcli.tables import read_table
 
 SIZES = (2, 3, 10, 100)
 SETUPS = {
@@ -58,12 +64,36 @@ def measure(setup: Setup, requests: list[Request], source: Recorded) -> np.ndarr
     return seconds
 
 
+def simulated(path: str, rounds: int) -> None:
+    table = read_table(path)
+    (alpha,) = alphas_at(table, [0.5])
+    print(f"{len(table.requests)} requests, {len(table.names)} models: CPU seconds of a run\n")
+    print(f"{'predictor':<12}{'with features':>15}{'without':>9}")
+    for predictor in ("linear", "ridge"):
+        task = Task(Setup("mess+", predictor=predictor), alpha, shuffled=True)
+        cold, warm = [], []
+        for _ in range(rounds):
+            for encoder in (dense_features, sparse_features(LinearPredictor.BUCKETS)):
+                encoder._known.clear()  # as in a new process
+            for seconds in (cold, warm):
+                started = time.process_time()
+                run_task(table, task)
+                seconds.append(time.process_time() - started)
+        print(f"{predictor:<12}{statistics.median(cold):>15.2f}{statistics.median(warm):>9.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=4000)
-    count = parser.parse_args().requests
+    parser.add_argument("--table")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.table:
+        simulated(options.table, options.rounds)
+        return
+    count = options.requests
     remember(count)
     print("microseconds per request\n")
     print(
