@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from messcli import inputs
 from messcli.errors import InputError
-from messcli.inputs import InputFields, count_lines, open_input, read_requests
+from messcli.inputs import InputFields, Occurrences, count_lines, open_input, read_requests
 from messcli.records import Rejected, Request
 
 
@@ -143,6 +144,18 @@ def test_a_repeated_id_is_rejected_and_says_where_it_was() -> None:
     assert second.id == "a"
     assert second.error == "in.jsonl:3: field \"id\": 'a' stands on line 1 already. Ids must differ"
     assert isinstance(third, Request)
+
+
+@given(st.lists(st.integers(0, 30), max_size=200), st.integers(1, 8))
+def test_keys_are_counted_alike_in_memory_and_on_disk(numbers: list[int], in_memory: int) -> None:
+    seen = Occurrences()
+    seen.IN_MEMORY = in_memory
+    first: dict[int, int] = {}
+    counts: Counter[int] = Counter()
+    for line, number in enumerate(numbers, start=1):
+        counts[number] += 1
+        assert seen.add(b"%d" % number, line) == (counts[number], first.setdefault(number, line))
+    seen.close()
 
 
 def test_ids_of_different_types_differ() -> None:
