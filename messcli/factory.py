@@ -41,7 +41,7 @@ POLICIES: Mapping[str, Callable[[Setup], Policy]] = {
 def _mess_plus(setup: Setup) -> Policy:
     if setup.v is not None:
         return MessPlus(setup.v, 3.0 if setup.c is None else setup.c)
-    return Auto(setup.horizon) if setup.c is None else Auto(setup.horizon, setup.c)
+    return Auto(setup.horizon, setup.c)
 
 
 def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) -> Controller:

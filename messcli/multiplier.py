@@ -36,6 +36,7 @@ class Promise:
     variance: float = 0.15  # of A - Â; starts at a pessimist's guess
     variance_weight: float = 10.0
     reach: float = 0.1  # how far above alpha the zoo can go, on average
+    whole_zoo: float = 0.0  # what all models' answers cost, in chosen models' answers; 0 while not known
     solve_at: int = 0  # settled requests at which the price is solved anew
 
 
@@ -45,7 +46,8 @@ class Auto:
     Args:
         horizon: how many requests there will be in all; None where that isn't known. With a horizon the
             safety margin above alpha is given back towards the end.
-        c: exploration after the first ones, which settle the models' levels: p_t = min(1, c * t^(-1/3)).
+        c: exploration after the first ones, which settle the models' levels: p_t = min(1, c * t^(-1/3)). None: 0.05,
+            as far as it stays affordable.
     """
 
     name = "mess+"
@@ -58,17 +60,30 @@ class Auto:
     EVERY = 16  # requests between solutions
     BIAS = 0.02  # how far off the served estimates are expected to be on average: shrinks what was seen of it
     AUDIT = 1.65  # standard errors of margin for what isn't observed
+    EXPLORED = 0.02  # the part of the bill that explorations may take
+    LEAST = 8  # explorations, whatever they cost
 
-    def __init__(self, horizon: int | None = None, c: float = 0.05) -> None:
+    def __init__(self, horizon: int | None = None, c: float | None = None) -> None:
         self._c = c
         self.horizon = horizon
-        self._first = max(8, int(0.45 * math.sqrt(horizon))) if horizon else 24
+        self._first = max(self.LEAST, int(0.45 * math.sqrt(horizon))) if horizon else 24
         self._promises: dict[str, Promise] = {}
 
     # ---- deciding --------------------------------------------------------------------------------
 
     def exploration_probability(self, t: int, explored: int) -> float:
-        return 1.0 if explored < self._first else exploration_probability(t, self._c)
+        affordable = self._affordable()
+        requests = self.horizon or sum(p.settled + self._left(p) for p in self._promises.values()) or math.inf
+        if explored < min(float(self._first), max(float(self.LEAST), affordable * requests)):
+            return 1.0
+        if self._c is not None:
+            return exploration_probability(t, self._c)
+        return min(exploration_probability(t, 0.05), affordable)
+
+    def _affordable(self) -> float:
+        """The part of the requests that may be explored, as EXPLORED of the bill; 1 while nothing is known."""
+        dearest = max((promise.whole_zoo for promise in self._promises.values()), default=0.0)
+        return self.EXPLORED / dearest if dearest else 1.0
 
     def choose(self, view: View) -> int:
         if view.estimates is None or view.joules is None:
@@ -117,6 +132,8 @@ class Auto:
         return max(float(promise.settled), 200.0)
 
     def _pace(self, promise: Promise) -> float:
+        if promise.settled < self._first:
+            return 1.0
         if not self.horizon:
             return float(self.EVERY)
         return min(float(self.EVERY), max(1.0, self._left(promise) // 8))
@@ -146,19 +163,23 @@ class Auto:
     def _solve(self, promise: Promise, alpha: float, window: int, recent: Recent) -> None:
         """The smallest price at which the choices on the latest requests reach the target."""
         estimates, joules = recent.estimates, recent.joules
-        of_all, rows = estimates.ravel(), np.arange(len(estimates)) * estimates.shape[1]
+        rows = np.arange(len(estimates)) * estimates.shape[1]
         hope = estimates + self.OPTIMISM * np.sqrt(promise.variance / np.maximum(recent.samples, 1.0))
         drift = promise.near_sum / (promise.near_weight + promise.variance / self.BIAS**2)
         columns = estimates.T.copy()  # of a model each: numpy is slow along the few numbers of a row
         promise.reach = 0.5 * float(columns.max(axis=0).mean() + columns.mean(axis=1).max()) - alpha
         need = self.target(promise, alpha, window) - drift
 
-        def reached(price: float) -> bool:
+        def of_chosen(values: Array, price: float) -> float:
             chosen = np.argmin(joules - price * hope, axis=1)
-            return float(of_all.take(rows + chosen).mean()) >= need
+            return float(values.ravel().take(rows + chosen).mean())
+
+        def reached(price: float) -> bool:
+            return of_chosen(estimates, price) >= need
 
         unit = float(joules.mean()) or 1.0  # 0 where a meter counts nothing: then any price is as good
         promise.price = _smallest(reached, start=promise.price, unit=unit)
+        promise.whole_zoo = len(joules.T) * unit / (of_chosen(joules, promise.price) or unit)
 
     # ---- remembering -----------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 GROWTH = 1.1  # solve anew when there is so much more evidence
 
-TEMPER = 10.0  # the candidates err together, so their losses say less than so many independent ones would
+TEMPER = 3.0  # the candidates err together, so their losses say less than so many independent ones would
 
 # Penalties (shared part, a model's own part), from the boldest to "the mean alone". No constant fits every task:
 # all run side by side and are weighted by how well they predicted so far.
@@ -40,6 +40,9 @@ HANDICAPS = (1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 _BASE_EVIDENCE = 100.0  # samples' worth of belief in the scale of each number before any was seen
 _BASE_VARIANCE = np.concatenate((np.full(SHAPE, 0.1), np.full(SKETCH, 2.0 / SKETCH)))
 _SHAPE_PENALTY = 0.1  # the shape is penalised so much less than the sketch: eight numbers can't overfit
+# ... but a model's own weights of it are penalised like the sketch's: each model is served prompts of other lengths,
+# and where accuracy isn't linear in the length, that looks like a difference between models.
+_OWN = np.concatenate((np.full(SHAPE, 1.0 / _SHAPE_PENALTY), np.ones(SKETCH)))
 
 
 BELIEF = 2.0  # readings that a calibration is worth: single readings scatter, but it was made elsewhere
@@ -241,13 +244,14 @@ def _pooled_ridge(gram: Array, cross: Array) -> Array:
         if np.isinf(own):
             weights[k] = np.linalg.solve(gram.sum(axis=0) + shared * eye, cross.sum(axis=0))
             continue
+        penalty = own * _OWN
         if own not in inverses:
-            inverses[own] = np.linalg.inv(gram + own * eye).astype(float)
-        # Eliminate v_m = V_m (r_m - G_m w), where V_m = (G_m + own I)^-1; note that
-        # G_m - G_m V_m G_m = own V_m G_m = own (I - own V_m).
+            inverses[own] = np.linalg.inv(gram + np.diag(penalty)).astype(float)
+        # Eliminate v_m = V_m (r_m - G_m w), where V_m = (G_m + P)^-1, P the diagonal of penalties; note that
+        # G_m - G_m V_m G_m = P - P V_m P, and I - G_m V_m = P V_m.
         inverse = inverses[own]
-        left = own * (models * eye - own * inverse.sum(axis=0)) + shared * eye
-        right = own * np.einsum("mij,mj->i", inverse, cross)
+        left = np.diag(models * penalty + shared) - penalty[:, None] * inverse.sum(axis=0) * penalty
+        right = penalty * np.einsum("mij,mj->i", inverse, cross)
         w = np.linalg.solve(left, right)
         weights[k] = w + np.einsum("mij,mj->mi", inverse, cross - gram @ w)
     return weights

@@ -265,6 +265,20 @@ def test_a_meter_that_counts_nothing_holds_nobody_up():
     assert np.mean([line.outcomes[line.served].accuracy for line in settled]) >= 0.6
 
 
+def test_few_are_explored_where_the_whole_zoo_is_dear():
+    def explored(factor, policy):
+        requests, source = table(2500)
+        for models in source._outcomes.values():
+            models["large"] = replace(models["large"], joules=models["large"].joules * factor)
+        settled = run(requests, source, controller(policy, alphas={DEFAULT_PLAN: 0.3}))
+        return sum(line.decision.explored for line in settled)
+
+    few = explored(100, Auto(2500))
+    assert Auto.LEAST <= few <= Auto.LEAST + 2
+    assert few < explored(1, Auto(2500))
+    assert few < explored(100, Auto(2500, c=0.05)), "a constant that was asked for is used"
+
+
 @pytest.mark.parametrize("policy", [Smallest(), Largest()])
 def test_fixed_policies_never_explore(policy):
     requests, source = table(200)
