@@ -37,6 +37,10 @@ CANDIDATES = (
 # The boldest begin as if they had erred already: with few samples they would follow every accident.
 HANDICAPS = (1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
+LEVELS = (
+    0.15  # how far apart models' mean accuracies are expected to be: with few samples they are drawn together
+)
+
 _BASE_EVIDENCE = 100.0  # samples' worth of belief in the scale of each number before any was seen
 _BASE_VARIANCE = np.concatenate((np.full(SHAPE, 0.1), np.full(SKETCH, 2.0 / SKETCH)))
 _SHAPE_PENALTY = 0.1  # the shape is penalised so much less than the sketch: eight numbers can't overfit
@@ -186,7 +190,7 @@ def _in_rows(array: Array) -> Array:
 
 
 class RidgePredictor(_Solved):
-    """Accuracy of every model, pooled: mean_m + (w + v_m) . (x - mean of x), with w shared and v_m its own.
+    """Accuracy of every model, pooled: level_m + (w + v_m) . (x - mean of x), with w shared and v_m its own.
 
     Minimises squared error (equation 4) plus l0 |w|^2 + l1 sum |v_m|^2, exactly, for each penalty pair of
     `CANDIDATES`; their predictions are averaged with weights exp(-loss / (2 sigma^2 TEMPER)), the loss
@@ -215,7 +219,9 @@ class RidgePredictor(_Solved):
     def _solve(self) -> None:
         centred = self._evidence.centred()
         weights = _pooled_ridge(centred.gram, centred.cross) * centred.scale
-        intercepts = centred.mean_y - np.einsum("kmd,md->km", weights, centred.mean_x)
+        doubt = centred.variance / LEVELS**2  # samples that the zoo's mean is worth
+        levels = (self.samples * centred.mean_y + doubt * centred.mean_y.mean()) / (self.samples + doubt)
+        intercepts = levels - np.einsum("kmd,md->km", weights, centred.mean_x)
         columns = len(CANDIDATES) * self._models
         self._candidates = _in_rows(
             np.vstack([weights.reshape(columns, DENSE).T, intercepts.reshape(1, columns)])
