@@ -156,7 +156,8 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     "--c",
     type=click.FloatRange(min=0),
     metavar="C",
-    help="Exploration: p_t = min(1, C / cube root of t). Default: 3 with --v, else 0.05 after some in a row.",
+    help="Exploration: p_t = min(1, C / cube root of t). Default: 3 with --v, else 0.05 after some "
+    "in a row, as far as exploring takes no more than 2 % of the bill.",
 )
 @click.option(
     "--learn",
