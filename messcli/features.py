@@ -197,6 +197,7 @@ def encode_sparse(texts: tuple[str, ...], buckets: int) -> Iterator[tuple[Places
 SKETCH = 128  # numbers that a bag of words and 4-byte runs is folded into; a power of two
 SHAPE = 8  # numbers that tell a text's size and kind
 DENSE = SHAPE + SKETCH
+KIND = 4  # the first so many numbers of the shape are lengths, the others tell the kind of text
 LENGTH, CHARACTERS = 0, 1000  # the shape's first number is the text's length in units of so many characters
 
 _DIGITS = b"0123456789"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.features import CHARACTERS, DENSE, LENGTH, SHAPE, SKETCH, dense_features
+from messcli.features import CHARACTERS, DENSE, KIND, LENGTH, SHAPE, SKETCH, dense_features
 
 Array = NDArray[np.float64]
 
@@ -37,16 +37,15 @@ CANDIDATES = (
 # The boldest begin as if they had erred already: with few samples they would follow every accident.
 HANDICAPS = (1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
-LEVELS = (
-    0.15  # how far apart models' mean accuracies are expected to be: with few samples they are drawn together
-)
+LEVELS = 0.15  # how far apart models' means are expected to be: while samples are few they are drawn together
 
 _BASE_EVIDENCE = 100.0  # samples' worth of belief in the scale of each number before any was seen
 _BASE_VARIANCE = np.concatenate((np.full(SHAPE, 0.1), np.full(SKETCH, 2.0 / SKETCH)))
 _SHAPE_PENALTY = 0.1  # the shape is penalised so much less than the sketch: eight numbers can't overfit
-# ... but a model's own weights of it are penalised like the sketch's: each model is served prompts of other lengths,
-# and where accuracy isn't linear in the length, that looks like a difference between models.
-_OWN = np.concatenate((np.full(SHAPE, 1.0 / _SHAPE_PENALTY), np.ones(SKETCH)))
+# ... but a model's own weights of the numbers that tell a text's kind are penalised like the sketch's: with light ones,
+# what the shared part misses looked like a difference between models (docs/evidence/routing.md).
+_OWN = np.ones(DENSE)
+_OWN[KIND:SHAPE] = 1.0 / _SHAPE_PENALTY
 
 
 BELIEF = 2.0  # readings that a calibration is worth: single readings scatter, but it was made elsewhere
