@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from messcli import ridge
 from messcli.errors import UsageError
 from messcli.features import (
     DENSE,
@@ -251,3 +252,38 @@ def test_unread_joules_are_not_learnt_from():
     for n in range(30):
         predictor.learn_one(predictor.encode(f"text {n}"), np.array([2.0, NAN if n % 2 else 9.0]))
     assert predictor.predict_one(predictor.encode("text")) == pytest.approx([2.0, 9.0], rel=0.01)
+
+
+def test_pooled_ridge_is_the_solution_of_the_whole_system():
+    draw = np.random.default_rng(0)
+    models, size = 3, DENSE
+    rows = [draw.normal(size=(40 + 30 * m, size)) for m in range(models)]
+    gram = np.array([x.T @ x for x in rows])
+    cross = np.array([x.T @ draw.normal(size=len(x)) for x in rows])
+    weights = ridge._pooled_ridge(gram, cross)
+    for k, (shared, own) in enumerate(ridge.CANDIDATES):
+        if np.isinf(shared):
+            assert not weights[k].any()
+            continue
+        # normal equations of |y - X (w + v_m)|^2 + shared |w|^2 + sum of own P |v_m|^2, in w and every v_m at once
+        penalty = np.where(np.isinf(own), 1e18, own) * ridge._OWN
+        left = np.zeros(((models + 1) * size,) * 2)
+        right = np.concatenate((cross.sum(axis=0), *cross))
+        left[:size, :size] = gram.sum(axis=0) + shared * np.eye(size)
+        for m in range(models):
+            block = slice((m + 1) * size, (m + 2) * size)
+            left[:size, block] = left[block, :size] = gram[m]
+            left[block, block] = gram[m] + np.diag(penalty)
+        solution = np.linalg.solve(left, right).reshape(models + 1, size)
+        np.testing.assert_allclose(weights[k], solution[0] + solution[1:], rtol=1e-6, atol=1e-9)
+
+
+def test_a_model_that_was_unlucky_at_first_is_not_written_off():
+    predictor = create_predictor("ridge", 2)
+    for n in range(8):
+        predictor.learn_one(predictor.encode("the same text"), np.array([0.0, float(n % 4 > 0)]))
+    unlucky, other = predictor.predict_one(predictor.encode("the same text"))
+    assert 0.1 < unlucky < other < 0.75
+    for _ in range(2000):
+        predictor.learn_one(predictor.encode("the same text"), np.array([0.0, 0.75]))
+    assert predictor.predict_one(predictor.encode("the same text")) == pytest.approx([0.0, 0.75], abs=0.01)
