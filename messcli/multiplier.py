@@ -20,6 +20,8 @@ from messcli.policy import Recent, Served, View, exploration_probability
 
 Array = NDArray[np.float64]
 
+MOST = 1e6  # the highest price, in mean joules of an answer: there, joules don't count any more
+
 
 @dataclass(slots=True)
 class Promise:
@@ -36,6 +38,7 @@ class Promise:
     variance: float = 0.15  # of A - Â; starts at a pessimist's guess
     variance_weight: float = 10.0
     reach: float = 0.1  # how far above alpha the zoo can go, on average
+    reachable: bool = True  # some price reaches the target, on the latest requests' estimates
     whole_zoo: float = 0.0  # what all models' answers cost, in chosen models' answers; 0 while not known
     solve_at: int = 0  # settled requests at which the price is solved anew
 
@@ -54,6 +57,9 @@ class Auto:
     remembers = 1000  # requests that the price is solved on
 
     OPTIMISM = 2.0  # standard errors added to an estimate that rests on little: try what isn't known
+    STRAINED = (
+        1.0  # ... while no price reaches the target: then only accuracy counts, and hopes would come dear
+    )
     SAFETY = 3.0  # standard deviations of margin above alpha
     END = 2.0  # ... of which so many stay until the last request
     REACH = 0.6  # the part of what is left over which a debt is paid back
@@ -91,8 +97,10 @@ class Auto:
         promise = self._promise(view.plan)
         estimates, joules, samples, price = view.estimates, view.joules, view.samples, promise.price
 
+        errors = self.OPTIMISM if promise.reachable else self.STRAINED
+
         def cost(m: int) -> tuple[float, float]:
-            optimism = self.OPTIMISM * math.sqrt(promise.variance / max(samples[m], 1.0))
+            optimism = errors * math.sqrt(promise.variance / max(samples[m], 1.0))
             return joules[m] - price * (estimates[m] + optimism), joules[m]
 
         return min(view.allowed, key=cost)
@@ -179,6 +187,7 @@ class Auto:
 
         unit = float(joules.mean()) or 1.0  # 0 where a meter counts nothing: then any price is as good
         promise.price = _smallest(reached, start=promise.price, unit=unit)
+        promise.reachable = promise.price < MOST * unit
         promise.whole_zoo = len(joules.T) * unit / (of_chosen(joules, promise.price) or unit)
 
     # ---- remembering -----------------------------------------------------------------------------
@@ -198,7 +207,7 @@ class Auto:
 
 def _smallest(reached: Callable[[float], bool], start: float, unit: float) -> float:
     """The smallest price, to about 1 %, at which `reached` holds; a million units where it never does."""
-    most = 1e6 * unit
+    most = MOST * unit
     if reached(0.0):
         return 0.0
     high = start if 0.0 < start < most else unit
