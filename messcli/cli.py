@@ -157,7 +157,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     type=click.FloatRange(min=0),
     metavar="C",
     help="Exploration: p_t = min(1, C / cube root of t). Default: 3 with --v, else 0.05 after some "
-    "in a row, as far as exploring takes no more than 2 % of the bill.",
+    "in a row, and less where the whole zoo is dear.",
 )
 @click.option(
     "--learn",

@@ -57,16 +57,14 @@ class Auto:
     remembers = 1000  # requests that the price is solved on
 
     OPTIMISM = 2.0  # standard errors added to an estimate that rests on little: try what isn't known
-    STRAINED = (
-        1.0  # ... while no price reaches the target: then only accuracy counts, and hopes would come dear
-    )
+    STRAINED = 1.0  # ... while no price reaches the target: only accuracy counts then, and hopes come dear
     SAFETY = 3.0  # standard deviations of margin above alpha
     END = 2.0  # ... of which so many stay until the last request
     REACH = 0.6  # the part of what is left over which a debt is paid back
     EVERY = 16  # requests between solutions
     BIAS = 0.02  # how far off the served estimates are expected to be on average: shrinks what was seen of it
     AUDIT = 1.65  # standard errors of margin for what isn't observed
-    EXPLORED = 0.02  # the part of the bill that explorations may take
+    EXPLORED = 0.02  # the part of the bill that the first explorations may take, and the later ones as well
     LEAST = 8  # explorations, whatever they cost
 
     def __init__(self, horizon: int | None = None, c: float | None = None) -> None:
@@ -96,7 +94,6 @@ class Auto:
             return view.allowed[-1]
         promise = self._promise(view.plan)
         estimates, joules, samples, price = view.estimates, view.joules, view.samples, promise.price
-
         errors = self.OPTIMISM if promise.reachable else self.STRAINED
 
         def cost(m: int) -> tuple[float, float]:
