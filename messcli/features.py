@@ -194,17 +194,15 @@ def encode_sparse(texts: tuple[str, ...], buckets: int) -> Iterator[tuple[Places
         yield indices[first:end], values[first:end]
 
 
-SKETCH = 128  # numbers that a bag of words and 4-byte runs is folded into; a power of two
 SHAPE = 8  # numbers that tell a text's size and kind
-DENSE = SHAPE + SKETCH
-KIND = 4  # the first so many numbers of the shape are lengths, the others tell the kind of text
-LENGTH, CHARACTERS = 0, 1000  # the shape's first number is the text's length in units of so many characters
+KIND = 4  # the first so many of them are lengths, the others tell the kind of text
+LENGTH, CHARACTERS = 0, 1000  # the first is the text's length in units of so many characters
 
 _DIGITS = b"0123456789"
 _SIGNS = bytes(range(33, 48))
 
 
-def _shape(text: str) -> list[float]:
+def shape_of(text: str) -> list[float]:
     """The size and kind of a text as `SHAPE` numbers of order 1: lengths, digits, lines, punctuation."""
     raw = _bytes_of(text)
     total, characters, words = max(len(raw), 1), len(text), text.count(" ") + 1
@@ -218,30 +216,3 @@ def _shape(text: str) -> list[float]:
         5 * (len(raw) - len(raw.translate(None, _SIGNS))) / total,
         characters / words / 10,
     ]
-
-
-def encode_dense(texts: tuple[str, ...]) -> Iterator[Floats]:
-    hashed = hash_texts(texts)
-    dense = np.zeros((len(texts), DENSE))
-    dense[:, :SHAPE] = [_shape(text) for text in texts]
-    # one number for each: its text and kind, then the sign (bit 59 of the hash), then its place in the sketch
-    labels = 3 * np.arange(len(texts)) + np.arange(3)[:, None]
-    places = hashed.spread(labels * (2 * SKETCH))
-    places += (hashed.hashes >> np.uint64(59) & np.uint64(1)).view(np.intp) * SKETCH
-    places += (hashed.hashes & np.uint64(SKETCH - 1)).view(np.intp)
-    minus_plus = np.bincount(places, minlength=labels.size * 2 * SKETCH).reshape(len(texts), 3, 2, SKETCH)
-    counts = minus_plus[:, ::2, 1] - minus_plus[:, ::2, 0]  # of words and runs
-    size = np.abs(counts)
-    norm = np.sqrt(np.maximum(size.sum(axis=2), 1))
-    sketches = np.sign(counts) * np.sqrt(size) / norm[:, :, None]
-    dense[:, SHAPE:] = sketches[:, 0] + sketches[:, 1]
-    dense.setflags(write=False)
-    yield from dense
-
-
-dense_features: Encoder[Floats] = Encoder(encode_dense)
-"""A text as `DENSE` numbers: its shape, then a signed hash sketch of its words and 4-byte runs.
-
-The sketch is a random projection of the bag of words (Weinberger et al. 2009, feature hashing): products of two
-sketches estimate products of the bags. Small enough for second-order learning.
-"""

@@ -58,6 +58,7 @@ class Auto:
 
     OPTIMISM = 2.0  # standard errors added to an estimate that rests on little: try what isn't known
     STRAINED = 1.0  # ... while no price reaches the target: only accuracy counts then, and hopes come dear
+    KNOWN = 30.0  # ... which fade sooner when there are more samples than that: then hope costs more than it finds
     SAFETY = 3.0  # standard deviations of margin above alpha
     END = 2.0  # ... of which so many stay until the last request
     REACH = 0.6  # the part of what is left over which a debt is paid back
@@ -97,10 +98,14 @@ class Auto:
         errors = self.OPTIMISM if promise.reachable else self.STRAINED
 
         def cost(m: int) -> tuple[float, float]:
-            optimism = errors * math.sqrt(promise.variance / max(samples[m], 1.0))
-            return joules[m] - price * (estimates[m] + optimism), joules[m]
+            hope = errors * self._error(promise, samples[m])
+            return joules[m] - price * (estimates[m] + hope), joules[m]
 
         return min(view.allowed, key=cost)
+
+    def _error(self, promise: Promise, samples: float) -> float:
+        """The standard error of a level that rests on so many samples, less and less of it when they are many."""
+        return math.sqrt(promise.variance / (max(samples, 1.0) * (1.0 + samples / self.KNOWN)))
 
     def _promise(self, plan: str) -> Promise:
         return self._promises.get(plan) or Promise()
@@ -169,7 +174,8 @@ class Auto:
         """The smallest price at which the choices on the latest requests reach the target."""
         estimates, joules = recent.estimates, recent.joules
         rows = np.arange(len(estimates)) * estimates.shape[1]
-        hope = estimates + self.OPTIMISM * np.sqrt(promise.variance / np.maximum(recent.samples, 1.0))
+        errors = np.array([self._error(promise, samples) for samples in recent.samples.tolist()])
+        hope = estimates + self.OPTIMISM * errors
         drift = promise.near_sum / (promise.near_weight + promise.variance / self.BIAS**2)
         columns = estimates.T.copy()  # of a model each: numpy is slow along the few numbers of a row
         promise.reach = 0.5 * float(columns.max(axis=0).mean() + columns.mean(axis=1).max()) - alpha

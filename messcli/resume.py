@@ -153,19 +153,21 @@ def resume(state: State, terms: Terms, create: CreateController, names: Sequence
     """The controller of the models `names` as the last run left it, under this run's terms."""
     controller = create(terms.setup, len(names), terms.alphas)
     settings, before = terms.settings(), state.settings()
-    if before == settings:
+    # of a state that an earlier version wrote only the ledger may be left
+    forgotten = state.t > 0 and state.learnt()[0] is None
+    if before == settings and not forgotten:
         _replay(state, controller)
         return controller
-    if before is not None and {"learn", "serve"} <= before.keys():
+    if before is not None and not forgotten:
         # What came of earlier requests is folded in under the settings that were in force then.
         earlier = create(terms.setup_under(before), len(names), before["alphas"])
         _replay(state, earlier)
         _hand_over(earlier, controller)
-    if before is None or before.get("calibration") != settings["calibration"]:
+    if before is None or forgotten or before["calibration"] != settings["calibration"]:
         controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
-    if controller.t == 0:  # only the ledger is left of a state that an early version wrote
+    if forgotten:
         controller.t = state.t
-    if before is None or before.get("period") != terms.period:
+    if before is None or forgotten or before["period"] != terms.period:
         kept = {row[1]: _account(row) for row in state.accounts(terms.period)}
         controller.accounts = {plan: kept.get(plan, Account()) for plan in terms.alphas}
         controller.policy.open_period(_standing(controller.accounts, terms.alphas))

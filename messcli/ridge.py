@@ -1,7 +1,7 @@
 """Second-order predictors: ridge regressions on sufficient statistics, one pass, nothing stored per request.
 
-`RidgePredictor` estimates accuracies, `JoulesPredictor` joules, both from a small dense sketch of the prompt. Both
-are solved anew as evidence grows by a tenth, so that the work per request stays flat.
+`RidgePredictor` estimates accuracies, `JoulesPredictor` joules, both from where the prompt lies in a `LatentSpace`.
+Both are solved anew as evidence grows by a tenth, so that the work per request stays flat.
 """
 
 from __future__ import annotations
@@ -9,44 +9,46 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.features import CHARACTERS, DENSE, KIND, LENGTH, SHAPE, SKETCH, dense_features
+from messcli.features import CHARACTERS, KIND, LENGTH, SHAPE
+from messcli.latent import LATENT, SIZE, LatentSpace, Lessons, Placed
 
 Array = NDArray[np.float64]
 
 GROWTH = 1.1  # solve anew when there is so much more evidence
 
-TEMPER = 3.0  # the candidates err together, so their losses say less than so many independent ones would
+TEMPER = 1.5  # the candidates err together, so their losses say less than so many independent ones would
 
-# Penalties (shared part, a model's own part), from the boldest to "the mean alone". No constant fits every task:
-# all run side by side and are weighted by how well they predicted so far.
+# Penalties (shared part, a model's own part, own weights of lengths), from the boldest to "the mean alone". No constant
+# fits every task: all run side by side and are weighted by how well they predicted so far.
 CANDIDATES = (
-    (30.0, 100.0),
-    (300.0, 1e3),
-    (3e3, 1e4),
-    (1e4, 3e4),
-    (1e4, 1e5),
-    (3e4, 3e5),
-    (1e4, np.inf),
-    (np.inf, np.inf),
+    (0.3, 3.0, 0.03),
+    (3.0, 30.0, 0.3),
+    (10.0, 300.0, 1.0),
+    (1.0, 10.0, 10.0),
+    (3.0, 30.0, 100.0),
+    (10.0, 300.0, 1e3),
+    (30.0, 1e3, 3e3),
+    (100.0, 3e3, 1e4),
+    (300.0, 1e4, 3e4),
+    (30.0, np.inf, np.inf),
+    (np.inf, np.inf, np.inf),
 )
 # The boldest begin as if they had erred already: with few samples they would follow every accident.
-HANDICAPS = (1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+HANDICAPS = (1.0, 0.5, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 LEVELS = 0.15  # how far apart models' means are expected to be: while samples are few they are drawn together
 
-_BASE_EVIDENCE = 100.0  # samples' worth of belief in the scale of each number before any was seen
-_BASE_VARIANCE = np.concatenate((np.full(SHAPE, 0.1), np.full(SKETCH, 2.0 / SKETCH)))
-_SHAPE_PENALTY = 0.1  # the shape is penalised so much less than the sketch: eight numbers can't overfit
-# ... but a model's own weights of the numbers that tell a text's kind are penalised like the sketch's: with light ones,
-# what the shared part misses looked like a difference between models (docs/evidence/routing.md).
-_OWN = np.ones(DENSE)
-_OWN[KIND:SHAPE] = 1.0 / _SHAPE_PENALTY
-
+_BASE_EVIDENCE = 100.0  # samples' worth of belief in the variance of the shape's numbers before any was seen
+_BASE_VARIANCE = 0.1
+_SHAPE_VARIANCE = 0.08  # what each of them is scaled to; all directions of the space together have 1
+# A model's own weights of the numbers that tell a text's kind are penalised more: with light ones, what the shared
+# part misses looked like a difference between models (docs/evidence/routing.md).
+_OWN_KIND = 10.0
 
 BELIEF = 2.0  # readings that a calibration is worth: single readings scatter, but it was made elsewhere
 
@@ -62,12 +64,12 @@ class _Evidence:
 
     def __init__(self, models: int) -> None:
         self.count = np.zeros(models)
-        self._sum_x = np.zeros((models, DENSE))
-        self._gram = np.zeros((models, DENSE, DENSE))
-        self._cross = np.zeros((models, DENSE))
+        self._sum_x = np.zeros((models, SIZE))
+        self._gram = np.zeros((models, SIZE, SIZE))
+        self._cross = np.zeros((models, SIZE))
         self._sum_y = np.zeros(models)
         self._sum_y2 = np.zeros(1)
-        self._pending_x = np.zeros((self.PENDING, DENSE))
+        self._pending_x = np.zeros((self.PENDING, SIZE))
         self._pending_y = np.zeros((self.PENDING, models))
         self._pending = np.zeros(1, np.int64)
 
@@ -97,13 +99,13 @@ class _Evidence:
         self._flush()
         count, total = self.count[:, None], self.count.sum()
         mean_x, mean_y = self._sum_x / count, self._sum_y / self.count
-        squares = np.einsum("mii->i", self._gram)
-        spread = squares / total - (self._sum_x.sum(axis=0) / total) ** 2
+        squares = np.einsum("mii->i", self._gram[:, :SHAPE, :SHAPE])
+        spread = squares / total - (self._sum_x[:, :SHAPE].sum(axis=0) / total) ** 2
         spread = (total * np.maximum(spread, 0.0) + _BASE_EVIDENCE * _BASE_VARIANCE) / (
             total + _BASE_EVIDENCE
         )
-        scale = 1.0 / np.sqrt(spread)
-        scale[:SHAPE] /= np.sqrt(_SHAPE_PENALTY)
+        scale = np.ones(SIZE)
+        scale[:SHAPE] = np.sqrt(_SHAPE_VARIANCE / spread)
         gram = self._gram - count[:, :, None] * mean_x[:, :, None] * mean_x[:, None, :]
         gram *= scale[:, None] * scale
         cross = (self._cross - count * mean_x * mean_y[:, None]) * scale
@@ -129,33 +131,63 @@ class _Centred:
 
 
 class _Solved(ABC):
-    """What the two predictors share: evidence, weights that are solved for as it grows, and their snapshot."""
+    """What the two predictors share: a space, evidence, weights that are solved for as it grows, and their snapshot."""
 
-    def __init__(self, models: int, solve_at: float) -> None:
+    FIRST: ClassVar[float]  # samples to solve on at first
+
+    def __init__(self, models: int) -> None:
         self._models = models
-        self._evidence = _Evidence(models)
-        self._weights = np.zeros((DENSE + 1, models))
-        self._solve_at = np.array([solve_at])
+        self._space = LatentSpace()
+        self._lessons = Lessons(models)
         self.version = 0
+        self._begin()
 
-    def encode(self, text: str) -> Array:
-        return dense_features(text)
+    def _begin(self) -> None:
+        """Know nothing yet."""
+        self._evidence = _Evidence(self._models)
+        self._weights = np.zeros((SIZE + 1, self._models))
+        self._solve_at = np.array([self.FIRST])
 
-    def encode_many(self, texts: Sequence[str]) -> Sequence[Array]:
-        return dense_features.many(texts)
+    def encode(self, text: str) -> Placed:
+        return self._space.encode(text)
+
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Placed]:
+        return self._space.encode.many(texts)
+
+    def learn_one(self, features: Placed, observed: Array) -> None:
+        """Take in what was observed of each model; NaN where nothing was."""
+        if not (self._lessons.open and self._lessons.add(features.text, observed.copy())):
+            self._learn(features.at, observed)
+            return
+        # As if the space had been known from the start.
+        lessons = self._lessons.fit(self._space)
+        self._begin()
+        for placed, (_, values) in zip(self.encode_many([t for t, _ in lessons]), lessons, strict=True):
+            self._learn(placed.at, values)
+        if self._evidence.count.all():
+            self._solve()
+
+    def _learn(self, at: Array, observed: Array) -> None:
+        self._evidence.add(at, observed)
+        if self._due():
+            self._solve()
+
+    @abstractmethod
+    def _solve(self) -> None:
+        """Weights from the evidence."""
 
     @property
     def samples(self) -> Array:
         return self._evidence.count
 
-    def predict_one(self, features: Array) -> Array | None:
+    def predict_one(self, features: Placed) -> Array | None:
         predicted = self.predict_many([features])
         return None if predicted is None else predicted[0]
 
-    def predict_many(self, features: Sequence[Array]) -> Array | None:
+    def predict_many(self, features: Sequence[Placed]) -> Array | None:
         if not self.version or not len(features):
             return None
-        return self._bounded(np.array(features) @ self._weights[:-1] + self._weights[-1])
+        return self._bounded(np.array([one.at for one in features]) @ self._weights[:-1] + self._weights[-1])
 
     @abstractmethod
     def _bounded(self, linear: Array) -> Array:
@@ -169,18 +201,22 @@ class _Solved(ABC):
         return True
 
     def state(self) -> dict[str, NDArray[Any]]:
-        own = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        evidence = {f"evidence.{name}": value for name, value in self._evidence.state().items()}
-        return {**own, **evidence, "version": np.array([self.version])}
+        arrays = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        for part, owner in self._parts():
+            arrays.update({f"{part}.{name}": value for name, value in owner.state().items()})
+        return {**arrays, "version": np.array([self.version])}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        prefix = "evidence."
-        self._evidence.load({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
+        for part, owner in self._parts():
+            prefix = f"{part}."
+            owner.load({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
+        self.version = int(state["version"][0])
         for name, value in state.items():
-            if name == "version":
-                self.version = int(value[0])
-            elif not name.startswith(prefix):
+            if name in vars(self) and name != "version":
                 setattr(self, name, value.copy())
+
+    def _parts(self) -> tuple[tuple[str, _Evidence | LatentSpace | Lessons], ...]:
+        return ("evidence", self._evidence), ("space", self._space), ("lessons", self._lessons)
 
 
 def _in_rows(array: Array) -> Array:
@@ -197,23 +233,22 @@ class RidgePredictor(_Solved):
     """
 
     name = "ridge"
+    FIRST = 8.0
 
-    def __init__(self, models: int) -> None:
-        super().__init__(models, solve_at=8.0)
+    def _begin(self) -> None:
+        super()._begin()
         self._losses = np.array(HANDICAPS)
-        self._candidates = np.zeros((DENSE + 1, len(CANDIDATES) * models))
+        self._candidates = np.zeros((SIZE + 1, len(CANDIDATES) * self._models))
 
     def _bounded(self, linear: Array) -> Array:
         return np.clip(linear, 0.0, 1.0)
 
-    def learn_one(self, features: Array, accuracies: Array) -> None:
+    def _learn(self, at: Array, observed: Array) -> None:
         if self.version:
-            guesses = np.clip(features @ self._candidates[:-1] + self._candidates[-1], 0.0, 1.0)
-            errors = guesses.reshape(len(CANDIDATES), self._models) - accuracies
+            guesses = np.clip(at @ self._candidates[:-1] + self._candidates[-1], 0.0, 1.0)
+            errors = guesses.reshape(len(CANDIDATES), self._models) - observed
             self._losses += np.nansum(errors**2, axis=1)
-        self._evidence.add(features, accuracies)
-        if self._due():
-            self._solve()
+        super()._learn(at, observed)
 
     def _solve(self) -> None:
         centred = self._evidence.centred()
@@ -223,7 +258,7 @@ class RidgePredictor(_Solved):
         intercepts = levels - np.einsum("kmd,md->km", weights, centred.mean_x)
         columns = len(CANDIDATES) * self._models
         self._candidates = _in_rows(
-            np.vstack([weights.reshape(columns, DENSE).T, intercepts.reshape(1, columns)])
+            np.vstack([weights.reshape(columns, SIZE).T, intercepts.reshape(1, columns)])
         )
         noise = max(0.9 * centred.variance, 1e-6)
         votes = np.exp(-np.minimum((self._losses - self._losses.min()) / (2.0 * noise * TEMPER), 50.0))
@@ -242,19 +277,21 @@ def _pooled_ridge(gram: Array, cross: Array) -> Array:
     models, size = cross.shape
     weights = np.zeros((len(CANDIDATES), models, size))
     eye = np.eye(size)
-    inverses: dict[float, Array] = {}
-    for k, (shared, own) in enumerate(CANDIDATES):
+    inverses: dict[tuple[float, float], Array] = {}
+    for k, (shared, own, lengths) in enumerate(CANDIDATES):
         if np.isinf(shared):
             continue  # the mean alone
         if np.isinf(own):
             weights[k] = np.linalg.solve(gram.sum(axis=0) + shared * eye, cross.sum(axis=0))
             continue
-        penalty = own * _OWN
-        if own not in inverses:
-            inverses[own] = np.linalg.inv(gram + np.diag(penalty)).astype(float)
+        penalty = np.full(size, own)
+        penalty[:KIND] = lengths
+        penalty[KIND:SHAPE] *= _OWN_KIND
+        if (own, lengths) not in inverses:
+            inverses[own, lengths] = np.linalg.inv(gram + np.diag(penalty)).astype(float)
         # Eliminate v_m = V_m (r_m - G_m w), where V_m = (G_m + P)^-1, P the diagonal of penalties; note that
         # G_m - G_m V_m G_m = P - P V_m P, and I - G_m V_m = P V_m.
-        inverse = inverses[own]
+        inverse = inverses[own, lengths]
         left = np.diag(models * penalty + shared) - penalty[:, None] * inverse.sum(axis=0) * penalty
         right = penalty * np.einsum("mij,mj->i", inverse, cross)
         w = np.linalg.solve(left, right)
@@ -279,13 +316,18 @@ class JoulesPredictor(_Solved):
     answers that are longer or shorter than was assumed) and the weights around it.
     """
 
-    PENALTIES = np.diag(np.concatenate((np.full(SHAPE, 100.0), np.full(SKETCH, 3000.0))))
+    PENALTIES = np.diag(np.concatenate((np.full(SHAPE, 0.8), np.full(LATENT, 20.0))))
+    FIRST = 0.0
 
     def __init__(self, models: int) -> None:
-        super().__init__(models, solve_at=0.0)
         self._floor = np.zeros(models)
         self._unit = np.zeros(1)
         self._prior = np.zeros((2, models))  # joules at length 0, and per feature LENGTH; 0: no calibration
+        super().__init__(models)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._weights[-1], self._weights[LENGTH] = self._prior
 
     def calibrate(self, prior: EnergyPrior | None) -> None:
         """Start from `prior`, or from nothing; what was read stays and is weighed against it anew."""
@@ -296,7 +338,7 @@ class JoulesPredictor(_Solved):
         if self.samples.all():
             self._solve()
             return
-        self._weights = np.zeros((DENSE + 1, self._models))
+        self._weights = np.zeros((SIZE + 1, self._models))
         self._weights[-1], self._weights[LENGTH] = self._prior
         self.version = 0 if prior is None else self.version + 1
         if prior is not None:
@@ -306,12 +348,6 @@ class JoulesPredictor(_Solved):
 
     def _bounded(self, linear: Array) -> Array:
         return np.maximum(linear, self._floor)
-
-    def learn_one(self, features: Array, joules: Array) -> None:
-        """Take in what was read; NaN where a model didn't run or the reading can't be trusted."""
-        self._evidence.add(features, joules)
-        if self._due():
-            self._solve()
 
     def _solve(self) -> None:
         centred = self._evidence.centred()

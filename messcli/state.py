@@ -26,7 +26,7 @@ from typing import Any
 from messcli.errors import StateBusy, StateError, UsageError
 from messcli.outputs import STDOUT, Sink, open_sink, sync_folder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x4D455353  # "MESS": `file` and SQLite tools can tell what the database is
 
 SCHEMA = """
@@ -108,6 +108,11 @@ MIGRATIONS: dict[int, str] = {
     INSERT INTO periods SELECT '', (SELECT min(time) FROM settings), NULL, (SELECT count(t) FROM requests)
         WHERE EXISTS (SELECT 1 FROM settings);
     INSERT INTO meta SELECT 'period', '""' FROM periods;
+    """,
+    # As before: what predictors learnt under 2 lies in other numbers than they look at now.
+    2: """
+    DELETE FROM snapshot;
+    DELETE FROM events;
     """,
 }
 

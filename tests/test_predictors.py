@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from messcli import ridge
 from messcli.errors import UsageError
-from messcli.features import (
-    DENSE,
-    Encoder,
-    dense_features,
-    encode_dense,
-    encode_sparse,
-    hash_texts,
-    sparse_features,
-)
+from messcli.features import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
+from messcli.latent import FAR, SIZE, LatentSpace, Lessons
 from messcli.predictors import PREDICTORS, LinearPredictor, MeanPredictor, create_predictor
 from messcli.ridge import JoulesPredictor
 
@@ -166,9 +159,7 @@ def test_features_are_finite_and_of_unit_length(text):
     assert indices[-1] == 1 << 10
     assert values[-1] == 1.0
     assert values[:-1] @ values[:-1] == pytest.approx(1.0) or len(values) == 1
-    dense = dense_features(text)
-    assert dense.shape == (DENSE,)
-    assert np.isfinite(dense).all()
+    assert np.isfinite(shape_of(text)).all()
 
 
 @given(st.lists(st.sampled_from(["alpha", "beta", "Gamma", "d3lta"]), min_size=1, max_size=30))
@@ -181,13 +172,13 @@ def test_a_word_has_the_same_hash_wherever_it_stands(words):
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12), st.integers(1, 5))
 def test_features_do_not_depend_on_the_texts_they_are_made_with(texts, together):
-    for made in (Encoder(encode_dense), Encoder(lambda many: encode_sparse(many, 1 << 10))):
-        for first in range(0, len(texts), together):
-            for text, features in zip(
-                texts[first : first + together], made.many(texts[first : first + together]), strict=True
-            ):
-                alone = Encoder(made._encode)(text)
-                assert all(map(np.array_equal, features, alone))
+    made = Encoder(lambda many: encode_sparse(many, 1 << 10))
+    for first in range(0, len(texts), together):
+        for text, features in zip(
+            texts[first : first + together], made.many(texts[first : first + together]), strict=True
+        ):
+            alone = Encoder(made._encode)(text)
+            assert all(map(np.array_equal, features, alone))
 
 
 def test_only_the_latest_texts_are_remembered(monkeypatch):
@@ -199,12 +190,79 @@ def test_only_the_latest_texts_are_remembered(monkeypatch):
     assert asked == ["a", "bb", "ccc", "dddd", "a"]
 
 
-def test_similar_texts_have_similar_sketches():
-    near = dense_features("the quick brown fox jumps over the dog") @ dense_features(
-        "a quick brown fox jumps"
-    )
-    far = dense_features("the quick brown fox jumps over the dog") @ dense_features("12 + 30 = 42 ; 7 * 6")
-    assert near > far
+# ---- the latent space -----------------------------------------------------------------------------
+
+TOPICS = (
+    ["protein", "cell", "enzyme", "membrane", "gene", "neuron"],
+    ["verdict", "court", "contract", "statute", "appeal", "tort"],
+)
+
+
+def on_topic(topic, count, seed):
+    draw = random.Random(f"{topic} {seed}")
+    return [" ".join(draw.choices(TOPICS[topic], k=8)) for _ in range(count)]
+
+
+def fitted(texts):
+    space = LatentSpace()
+    space.fit(texts)
+    return space
+
+
+def latent(space, texts):
+    return np.array([placed.at[SHAPE:] for placed in space.encode.many(texts)])
+
+
+def test_a_latent_space_tells_topics_apart_that_nobody_named():
+    texts = on_topic(0, 40, 0) + on_topic(1, 40, 0)
+    first = [latent(fitted(texts), on_topic(topic, 20, 1))[:, 0] for topic in (0, 1)]
+    assert np.sign(first[0].mean()) == -np.sign(first[1].mean())
+    assert min(abs(first[0].mean()), abs(first[1].mean())) > 4 * max(first[0].std(), first[1].std()) / 2
+
+
+def test_the_fitted_texts_have_a_variance_of_1_together():
+    texts = on_topic(0, 30, 0) + on_topic(1, 30, 0)
+    places = latent(fitted(texts), texts)
+    assert places.var(axis=0).sum() == pytest.approx(1.0, abs=1e-4)
+    assert abs(places.mean(axis=0)).max() < 1e-5
+
+
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=12), st.integers(1, 5), st.booleans())
+@hypothesis_settings(max_examples=50)
+def test_where_a_text_lies_does_not_depend_on_the_texts_it_is_placed_with(texts, together, fit):
+    space, other = LatentSpace(), LatentSpace()
+    if fit:
+        space.fit(texts)
+        other.load(space.state())
+    for first in range(0, len(texts), together):
+        batch = texts[first : first + together]
+        for text, placed in zip(batch, space.encode.many(batch), strict=True):
+            assert placed.at.shape == (SIZE,)
+            assert np.array_equal(placed.at, other.encode(text).at)
+            assert np.linalg.norm(placed.at[SHAPE:]) <= FAR + 1e-6
+
+
+@pytest.mark.parametrize("texts", [[""], ["same"] * 40, ["", " ", "\n"], ["a b", "c d"]])
+def test_texts_that_hardly_differ_make_a_space_too(texts):
+    space = fitted(texts)
+    assert np.isfinite(latent(space, [*texts, "something else entirely", "ü" * 500])).all()
+
+
+def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before(monkeypatch):
+    """What was learnt before the fits is learnt anew in the space of the last one."""
+    rows = samples(300)
+    monkeypatch.setattr(Lessons, "FITS", (32, 128))
+    learnt = taught(create_predictor("ridge", MODELS), rows)
+    monkeypatch.setattr(Lessons, "FITS", ())
+    known = create_predictor("ridge", MODELS)
+    known._space.fit([text for text, _ in rows[:128]])
+    taught(known, rows)
+    for one in (learnt, known):
+        one._solve()  # the one has solved at other times: after its fits
+    estimates = [[one.predict_one(one.encode(text)) for text, _ in samples(20, 1)] for one in (learnt, known)]
+    np.testing.assert_allclose(*estimates, atol=0.02)
+    np.testing.assert_allclose(learnt.samples, known.samples)
+    assert not learnt._lessons._texts
 
 
 # ---- linear: equation 4 ---------------------------------------------------------------------------
@@ -256,17 +314,19 @@ def test_unread_joules_are_not_learnt_from():
 
 def test_pooled_ridge_is_the_solution_of_the_whole_system():
     draw = np.random.default_rng(0)
-    models, size = 3, DENSE
+    models, size = 3, SIZE
     rows = [draw.normal(size=(40 + 30 * m, size)) for m in range(models)]
     gram = np.array([x.T @ x for x in rows])
     cross = np.array([x.T @ draw.normal(size=len(x)) for x in rows])
     weights = ridge._pooled_ridge(gram, cross)
-    for k, (shared, own) in enumerate(ridge.CANDIDATES):
+    for k, (shared, own, lengths) in enumerate(ridge.CANDIDATES):
         if np.isinf(shared):
             assert not weights[k].any()
             continue
-        # normal equations of |y - X (w + v_m)|^2 + shared |w|^2 + sum of own P |v_m|^2, in w and every v_m at once
-        penalty = np.where(np.isinf(own), 1e18, own) * ridge._OWN
+        # normal equations of |y - X (w + v_m)|^2 + shared |w|^2 + v_m P v_m, in w and every v_m at once
+        penalty = np.full(size, own)
+        penalty[:KIND], penalty[KIND:SHAPE] = lengths, own * ridge._OWN_KIND
+        penalty[np.isinf(penalty)] = 1e18
         left = np.zeros(((models + 1) * size,) * 2)
         right = np.concatenate((cross.sum(axis=0), *cross))
         left[:size, :size] = gram.sum(axis=0) + shared * np.eye(size)

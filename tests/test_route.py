@@ -359,13 +359,14 @@ def test_from_a_found_price_to_a_given_v_and_back(job: Job, first: list[str], th
     assert [row["id"] for row in job.rows()] == [f"r{n}" for n in range(120)]
 
 
-def test_a_state_of_the_first_version_goes_on(job: Job) -> None:
+@pytest.mark.parametrize(("version", "predictor"), [(1, "linear"), (2, "ridge")])
+def test_a_state_of_an_earlier_version_goes_on(job: Job, version: int, predictor: str) -> None:
     job.write(mixed_requests(60)[:48])
     db = sqlite3.connect(job.folder / "S")
-    db.executescript((HERE / "data" / "state-1.sql").read_text(encoding="utf-8"))
+    db.executescript((HERE / "data" / f"state-{version}.sql").read_text(encoding="utf-8"))
     db.close()
-    shutil.copy(HERE / "data" / "state-1.jsonl", job.folder / "out.jsonl")
-    args = ["--state", "S", "--metric", "exact", "--predictor", "linear"]
+    shutil.copy(HERE / "data" / f"state-{version}.jsonl", job.folder / "out.jsonl")
+    args = ["--state", "S", "--metric", "exact", "--predictor", predictor]
     ended = job.route(*args, "--limit", "26")
     assert "0 routed (26 were done before)" in ended.stderr
     assert job.accounts("S")["", ""] == (0.7, pytest.approx(1.2), 24, 0)

@@ -22,7 +22,8 @@ import numpy as np
 
 from messcli.controller import DEFAULT_PLAN
 from messcli.factory import Setup, create_controller
-from messcli.features import dense_features, remember, sparse_features
+from messcli.features import remember, sparse_features
+from messcli.latent import bags
 from messcli.loop import steps
 from messcli.outcomes import Recorded
 from messcli.predictors import LinearPredictor
@@ -73,7 +74,7 @@ def simulated(path: str, rounds: int) -> None:
         task = Task(Setup("mess+", predictor=predictor), alpha, shuffled=True)
         cold, warm = [], []
         for _ in range(rounds):
-            for encoder in (dense_features, sparse_features(LinearPredictor.BUCKETS)):
+            for encoder in (bags, sparse_features(LinearPredictor.BUCKETS)):
                 encoder._known.clear()  # as in a new process
             for seconds in (cold, warm):
                 started = time.process_time()
