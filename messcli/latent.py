@@ -8,6 +8,7 @@ or models.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,20 @@ LATENT = 64  # directions
 SIZE = SHAPE + LATENT
 FAR = 3.0  # deviations from the middle that a text can have: one unlike all others mustn't rule a regression
 
-Bag = tuple[NDArray[np.uint16], NDArray[np.float32]]
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """What is known of a text in any space."""
+
+    shape: list[float]  # `SHAPE` numbers
+    indices: NDArray[np.uint16]
+    values: NDArray[np.float32]
 
 
 def _encode_bags(texts: tuple[str, ...]) -> Iterator[Bag]:
-    for indices, values in encode_sparse(texts, BUCKETS):
-        yield indices[:-1].astype(np.uint16), values[:-1].astype(np.float32)  # without the constant
+    for text, (indices, values) in zip(texts, encode_sparse(texts, BUCKETS), strict=True):
+        # without the constant
+        yield Bag(shape_of(text), indices[:-1].astype(np.uint16), values[:-1].astype(np.float32))
 
 
 bags: Encoder[Bag] = Encoder(_encode_bags)
@@ -54,8 +63,8 @@ class LatentSpace:
         """Learn the directions from `texts`. Along all of them together these have a variance of 1."""
         distinct = list(dict.fromkeys(texts))
         rows = np.zeros((len(distinct), BUCKETS))
-        for row, (indices, values) in zip(rows, bags.many(distinct), strict=True):
-            row[indices] = values
+        for row, bag in zip(rows, bags.many(distinct), strict=True):
+            row[bag.indices] = bag.values
         mean = rows.mean(axis=0)
         rows -= mean
         # of as many numbers as there are texts, not as there are buckets
@@ -71,11 +80,12 @@ class LatentSpace:
 
     def _place(self, texts: tuple[str, ...]) -> Iterator[Placed]:
         placed = np.zeros((len(texts), SIZE))
-        for row, text, (indices, values) in zip(placed, texts, bags.many(texts), strict=True):
-            row[:SHAPE] = shape_of(text)
+        for row, bag in zip(placed, bags.many(texts), strict=True):
+            row[:SHAPE] = bag.shape
             if self._fitted:
-                place = values @ self._directions.take(indices, 0) - self._middle
-                row[SHAPE:] = place * min(1.0, FAR / max(float(np.sqrt(place @ place)), FAR))
+                place = bag.values @ self._directions.take(bag.indices, 0) - self._middle
+                squared = float(place @ place)
+                row[SHAPE:] = place if squared <= FAR * FAR else place * (FAR / math.sqrt(squared))
         placed.setflags(write=False)
         return map(Placed, texts, placed)
 

@@ -252,7 +252,7 @@ class RidgePredictor(_Solved):
 
     def _solve(self) -> None:
         centred = self._evidence.centred()
-        weights = _pooled_ridge(centred.gram, centred.cross) * centred.scale
+        weights = _candidates(centred.gram, centred.cross) * centred.scale
         doubt = centred.variance / LEVELS**2  # samples that the zoo's mean is worth
         levels = (self.samples * centred.mean_y + doubt * centred.mean_y.mean()) / (self.samples + doubt)
         intercepts = levels - np.einsum("kmd,md->km", weights, centred.mean_x)
@@ -267,35 +267,44 @@ class RidgePredictor(_Solved):
         self.version += 1
 
 
-def _pooled_ridge(gram: Array, cross: Array) -> Array:
-    """Weights (candidates, models, numbers) that minimise squared error plus both penalties.
-
-    Args:
-        gram: (models, d, d), centred.
-        cross: (models, d), centred.
-    """
+def _candidates(gram: Array, cross: Array) -> Array:
+    """Weights (candidates, models, numbers) under each of `CANDIDATES`; see `_pooled_ridge`."""
     models, size = cross.shape
     weights = np.zeros((len(CANDIDATES), models, size))
-    eye = np.eye(size)
     inverses: dict[tuple[float, float], Array] = {}
     for k, (shared, own, lengths) in enumerate(CANDIDATES):
         if np.isinf(shared):
             continue  # the mean alone
         if np.isinf(own):
-            weights[k] = np.linalg.solve(gram.sum(axis=0) + shared * eye, cross.sum(axis=0))
+            weights[k] = np.linalg.solve(gram.sum(axis=0) + shared * np.eye(size), cross.sum(axis=0))
             continue
         penalty = np.full(size, own)
         penalty[:KIND] = lengths
         penalty[KIND:SHAPE] *= _OWN_KIND
         if (own, lengths) not in inverses:
-            inverses[own, lengths] = np.linalg.inv(gram + np.diag(penalty)).astype(float)
-        # Eliminate v_m = V_m (r_m - G_m w), where V_m = (G_m + P)^-1, P the diagonal of penalties; note that
-        # G_m - G_m V_m G_m = P - P V_m P, and I - G_m V_m = P V_m.
-        inverse = inverses[own, lengths]
-        left = np.diag(models * penalty + shared) - penalty[:, None] * inverse.sum(axis=0) * penalty
-        right = penalty * np.einsum("mij,mj->i", inverse, cross)
-        w = np.linalg.solve(left, right)
-        weights[k] = w + np.einsum("mij,mj->mi", inverse, cross - gram @ w)
+            inverses[own, lengths] = _inverse(gram, penalty)
+        weights[k] = _pooled_ridge(gram, cross, np.full(size, shared), penalty, inverses[own, lengths])
+    return weights
+
+
+def _inverse(gram: Array, own: Array) -> Array:
+    return np.linalg.inv(gram + np.diag(own)).astype(float)
+
+
+def _pooled_ridge(gram: Array, cross: Array, shared: Array, own: Array, inverse: Array) -> Array:
+    """Weights w + v_m (models, numbers) that minimise squared error plus w S w + sum of v_m P v_m, over all w and v.
+
+    Args:
+        gram: G_m of each model, (models, d, d), centred.
+        cross: r_m of each model, (models, d), centred.
+        shared: the diagonal of S.
+        own: the diagonal of P.
+        inverse: V_m = (G_m + P)^-1, (models, d, d).
+    """
+    # Eliminate v_m = V_m (r_m - G_m w). Note that G_m - G_m V_m G_m = P - P V_m P, and I - G_m V_m = P V_m.
+    left = np.diag(len(cross) * own + shared) - own[:, None] * inverse.sum(axis=0) * own
+    w = np.linalg.solve(left, own * np.einsum("mij,mj->i", inverse, cross))
+    weights: Array = w + np.einsum("mij,mj->mi", inverse, cross - gram @ w)
     return weights
 
 
@@ -311,12 +320,14 @@ class EnergyPrior:
 class JoulesPredictor(_Solved):
     """E_m(t) before the call: what a request will cost with each model, from the prompt's length and words.
 
-    One ridge regression per model, learnt from what the meter read; lengths count for more than words. With a
-    calibration it starts from a line in the prompt's length, and what is read corrects that: the line's level (so
-    answers that are longer or shorter than was assumed) and the weights around it.
+    A pooled ridge regression on what the meter read, each model's joules in units of its mean: a request that makes one
+    model write much makes the others write much, and most is known of the model that is served most. Lengths count
+    for more than words. With a calibration it starts from a line in the prompt's length, and what is read corrects
+    that: the line's level (so answers that are longer or shorter than was assumed) and the weights around it.
     """
 
-    PENALTIES = np.diag(np.concatenate((np.full(SHAPE, 0.8), np.full(LATENT, 20.0))))
+    SHARED = np.concatenate((np.full(SHAPE, 1.0), np.full(LATENT, 20.0)))
+    OWN = 30.0 * SHARED
     FIRST = 0.0
 
     def __init__(self, models: int) -> None:
@@ -357,7 +368,9 @@ class JoulesPredictor(_Solved):
         level = (belief * expected + self.samples * centred.mean_y) / (belief + self.samples)
         slope = self._prior[1] * level / np.where(expected > 0, expected, 1.0) / centred.scale[LENGTH]
         cross = centred.cross - centred.gram[:, :, LENGTH] * slope[:, None]
-        weights = np.linalg.solve(centred.gram + self.PENALTIES, cross[:, :, None])[:, :, 0]
+        unit = np.where(level > 0, level, 1.0)[:, None]
+        inverse = _inverse(centred.gram, self.OWN)
+        weights = unit * _pooled_ridge(centred.gram, cross / unit, self.SHARED, self.OWN, inverse)
         weights[:, LENGTH] += slope
         weights *= centred.scale
         self._weights = _in_rows(np.vstack([weights.T, level - (weights * centred.mean_x).sum(axis=1)]))
