@@ -107,14 +107,18 @@ Encoded = TypeVar("Encoded")
 
 
 class Encoder(Generic[Encoded]):
-    """Texts to features; remembers those of the latest texts. What it gives is shared: nobody may write to it."""
+    """Texts to features; remembers those of the latest texts. What it gives is shared: nobody may write to it.
 
-    remembers = (
-        2048  # a request is looked at when it is decided, learnt from, and while it is among the recent ones
-    )
+    Args:
+        remembers: how many texts. A request is looked at when it is decided, when it is learnt from, and while it is
+            among the recent ones.
+    """
 
-    def __init__(self, encode: Callable[[tuple[str, ...]], Iterator[Encoded]]) -> None:
+    at_least = 0  # texts that all encoders remember
+
+    def __init__(self, encode: Callable[[tuple[str, ...]], Iterator[Encoded]], remembers: int = 2048) -> None:
         self._encode = encode
+        self._remembers = remembers
         self._known: dict[str, Encoded] = {}
 
     def __call__(self, text: str) -> Encoded:
@@ -129,12 +133,13 @@ class Encoder(Generic[Encoded]):
             self._known.update(zip(batch, self._encode(batch), strict=True))
         encoded = [self._known[text] for text in texts]
         # at once: a dictionary finds its oldest key by walking over all that were deleted before it
-        for text in list(islice(self._known, max(len(self._known) - Encoder.remembers, 0))):
+        too_many = len(self._known) - max(self._remembers, Encoder.at_least)
+        for text in list(islice(self._known, max(too_many, 0))):
             del self._known[text]
         return encoded
 
 
-MOST_REMEMBERED = 50_000  # texts; about a kilobyte each, several for `linear`
+MOST_REMEMBERED = 25_000  # texts; some five kilobytes each, for `linear` twice that
 
 
 def remember(texts: int) -> bool:
@@ -145,7 +150,7 @@ def remember(texts: int) -> bool:
     """
     if texts > MOST_REMEMBERED:
         return False
-    Encoder.remembers = max(Encoder.remembers, texts)
+    Encoder.at_least = max(Encoder.at_least, texts)
     return True
 
 

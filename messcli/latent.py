@@ -39,7 +39,7 @@ def _encode_bags(texts: tuple[str, ...]) -> Iterator[Bag]:
         yield Bag(shape_of(text), indices[:-1].astype(np.uint16), values[:-1].astype(np.float32))
 
 
-bags: Encoder[Bag] = Encoder(_encode_bags)
+bags: Encoder[Bag] = Encoder(_encode_bags, remembers=256)  # until each space has placed it
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,8 +183,8 @@ def test_features_do_not_depend_on_the_texts_they_are_made_with(texts, together)
 
 def test_only_the_latest_texts_are_remembered(monkeypatch):
     asked = []
-    monkeypatch.setattr(Encoder, "remembers", 3)
-    length = Encoder(lambda texts: (asked.append(text) or len(text) for text in texts))
+    monkeypatch.setattr(Encoder, "at_least", 0)
+    length = Encoder(lambda texts: (asked.append(text) or len(text) for text in texts), remembers=3)
     assert length.many(["a", "bb", "a", "ccc", "dddd"]) == [1, 2, 1, 3, 4]
     assert [length(text) for text in ("dddd", "bb", "a")] == [4, 2, 1]
     assert asked == ["a", "bb", "ccc", "dddd", "a"]
@@ -294,6 +294,22 @@ def test_joules_follow_the_length_of_the_prompt():
     assert predictor.unit < 10
 
 
+def test_a_model_that_is_seldom_read_is_known_by_what_the_others_cost():
+    """What makes one model write much makes the others write much: pooled in units of each model's mean."""
+    predictor, draw = JoulesPredictor(2), random.Random(0)
+    for n in range(300):
+        topic = n % 2
+        text = " ".join(draw.choices(TOPICS[topic], k=8))
+        joules = (1.0 + 2.0 * topic) * draw.uniform(0.8, 1.2)
+        predictor.learn_one(predictor.encode(text), np.array([joules, 50.0 * joules if n < 8 else NAN]))
+    brief, wordy = (
+        np.mean([predictor.predict_one(predictor.encode(text)) for text in on_topic(topic, 20, 1)], axis=0)
+        for topic in (0, 1)
+    )
+    assert wordy[0] / brief[0] > 2.0
+    assert wordy[1] / brief[1] > 1.5
+
+
 def test_the_unit_settles():
     predictor = JoulesPredictor(2)
     for n in range(60):
@@ -336,6 +352,17 @@ def test_pooled_ridge_is_the_solution_of_the_whole_system():
             left[block, block] = gram[m] + np.diag(penalty)
         solution = np.linalg.solve(left, right).reshape(models + 1, size)
         np.testing.assert_allclose(weights[k], solution[0] + solution[1:], rtol=1e-6, atol=1e-9)
+
+
+def test_lengths_may_tell_which_model_is_needed():
+    predictor, draw = create_predictor("ridge", 2), random.Random(0)
+    for _ in range(250):
+        words = draw.randint(1, 60)
+        text = " ".join(draw.choices(["some", "other", "words"], k=words))
+        predictor.learn_one(predictor.encode(text), np.array([float(words < 30), 1.0]))
+    short, long = (predictor.predict_one(predictor.encode("some other words " * n)) for n in (3, 18))
+    assert short[1] - short[0] < 0.3
+    assert long[1] - long[0] > 0.7
 
 
 def test_a_model_that_was_unlucky_at_first_is_not_written_off():
