@@ -54,9 +54,8 @@ class LatentSpace:
     """Where texts lie along the directions in which the texts that were fitted differ most; 0 before the first fit."""
 
     def __init__(self) -> None:
-        self._directions = np.zeros((BUCKETS, LATENT), np.float32)
+        self._directions = np.zeros((0, LATENT), np.float32)  # (BUCKETS, LATENT) once there are any
         self._middle = np.zeros(LATENT, np.float32)  # where the mean bag lies
-        self._fitted = False
         self.encode: Encoder[Placed] = Encoder(self._place)
 
     def fit(self, texts: Sequence[str]) -> None:
@@ -75,14 +74,13 @@ class LatentSpace:
         self._directions = np.zeros((BUCKETS, LATENT), np.float32)
         self._directions[:, : len(found)] = directions
         self._middle = (mean @ self._directions).astype(np.float32)
-        self._fitted = True
         self.encode = Encoder(self._place)
 
     def _place(self, texts: tuple[str, ...]) -> Iterator[Placed]:
         placed = np.zeros((len(texts), SIZE))
         for row, bag in zip(placed, bags.many(texts), strict=True):
             row[:SHAPE] = bag.shape
-            if self._fitted:
+            if len(self._directions):
                 place = bag.values @ self._directions.take(bag.indices, 0) - self._middle
                 squared = float(place @ place)
                 row[SHAPE:] = place if squared <= FAR * FAR else place * (FAR / math.sqrt(squared))
@@ -90,15 +88,10 @@ class LatentSpace:
         return map(Placed, texts, placed)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        return {
-            "directions": self._directions.copy(),
-            "middle": self._middle.copy(),
-            "fitted": np.array([self._fitted]),
-        }
+        return {"directions": self._directions.copy(), "middle": self._middle.copy()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._directions, self._middle = state["directions"].copy(), state["middle"].copy()
-        self._fitted = bool(state["fitted"][0])
         self.encode = Encoder(self._place)
 
 

@@ -133,6 +133,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "__init__ errors",
         "records signals",
         "inputs outputs features metrics zoo policy plots energy",
+        "latent",
         "ridge",
         "predictors multiplier calibration backends",
         "controller outcomes state",
