@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +23,31 @@ GROWTH = 1.1  # solve anew when there is so much more evidence
 
 TEMPER = 1.5  # the candidates err together, so their losses say less than so many independent ones would
 
-# Penalties (shared part, a model's own part, own weights of lengths), from the boldest to "the mean alone". No constant
-# fits every task: all run side by side and are weighted by how well they predicted so far.
+
+class Candidate(NamedTuple):
+    """Penalties of one regression; the larger, the less it follows the samples."""
+
+    shared: float  # of the weights that all models share
+    own: float  # of a model's own weights
+    lengths: float  # of its own weights of the prompt's lengths
+    handicap: float = 0.0  # squared errors to begin with: few samples would lead the boldest astray
+
+
+# From the boldest to "the mean alone". No constant fits every task: all run side by side and are weighted by how well
+# they predicted so far. The first ones are for tasks where a prompt's length tells which model is needed.
 CANDIDATES = (
-    (0.3, 3.0, 0.03),
-    (3.0, 30.0, 0.3),
-    (10.0, 300.0, 1.0),
-    (1.0, 10.0, 10.0),
-    (3.0, 30.0, 100.0),
-    (10.0, 100.0, 300.0),
-    (10.0, 300.0, 1e3),
-    (30.0, 1e3, 3e3),
-    (100.0, 3e3, 1e4),
-    (30.0, np.inf, np.inf),
-    (np.inf, np.inf, np.inf),
+    Candidate(0.3, 3.0, 0.03, handicap=1.0),
+    Candidate(3.0, 30.0, 0.3, handicap=0.5),
+    Candidate(10.0, 300.0, 1.0, handicap=0.5),
+    Candidate(1.0, 10.0, 10.0, handicap=1.0),
+    Candidate(3.0, 30.0, 100.0, handicap=0.5),
+    Candidate(10.0, 100.0, 300.0),
+    Candidate(10.0, 300.0, 1e3),
+    Candidate(30.0, 1e3, 3e3),
+    Candidate(100.0, 3e3, 1e4),
+    Candidate(30.0, np.inf, np.inf),
+    Candidate(np.inf, np.inf, np.inf),
 )
-# The boldest begin as if they had erred already: with few samples they would follow every accident.
-HANDICAPS = (1.0, 0.5, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 LEVELS = 0.15  # how far apart models' means are expected to be: while samples are few they are drawn together
 
@@ -237,7 +245,7 @@ class RidgePredictor(_Solved):
 
     def _begin(self) -> None:
         super()._begin()
-        self._losses = np.array(HANDICAPS)
+        self._losses = np.array([candidate.handicap for candidate in CANDIDATES])
         self._candidates = np.zeros((SIZE + 1, len(CANDIDATES) * self._models))
 
     def _bounded(self, linear: Array) -> Array:
@@ -272,7 +280,7 @@ def _candidates(gram: Array, cross: Array) -> Array:
     models, size = cross.shape
     weights = np.zeros((len(CANDIDATES), models, size))
     inverses: dict[tuple[float, float], Array] = {}
-    for k, (shared, own, lengths) in enumerate(CANDIDATES):
+    for k, (shared, own, lengths, _) in enumerate(CANDIDATES):
         if np.isinf(shared):
             continue  # the mean alone
         if np.isinf(own):

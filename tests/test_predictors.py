@@ -335,7 +335,7 @@ def test_pooled_ridge_is_the_solution_of_the_whole_system():
     gram = np.array([x.T @ x for x in rows])
     cross = np.array([x.T @ draw.normal(size=len(x)) for x in rows])
     weights = ridge._candidates(gram, cross)
-    for k, (shared, own, lengths) in enumerate(ridge.CANDIDATES):
+    for k, (shared, own, lengths, _) in enumerate(ridge.CANDIDATES):
         if np.isinf(shared):
             assert not weights[k].any()
             continue
