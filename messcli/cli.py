@@ -184,7 +184,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option(
     "--window",
     type=click.IntRange(min=1),
-    default=32,
+    default=64,
     show_default=True,
     help="Requests decided together, then batched; 1 is the paper's loop.",
 )

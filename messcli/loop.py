@@ -45,9 +45,12 @@ class Step:
 def steps(
     lines: Iterable[Line], controller: Controller, source: OutcomeSource, window: int
 ) -> Iterator[Step]:
-    """Algorithm 1, a window of `window` lines at a time: decide in order, ask the models, fold in order."""
+    """Algorithm 1, a window of `window` lines at a time: decide in order, ask the models, fold in order.
+
+    The first windows are smaller where the policy would have nothing to decide them on.
+    """
     iterator = iter(lines)
-    while batch := list(islice(iterator, window)):
+    while batch := list(islice(iterator, int(min(window, controller.policy.together(controller.t))))):
         batch, allowed = _fitting(batch, source)
         requests = [line for line in batch if isinstance(line, Request)]
         decisions = controller.decide(requests, allowed)

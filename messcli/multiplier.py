@@ -90,6 +90,9 @@ class Auto:
         dearest = max((promise.whole_zoo for promise in self._promises.values()), default=0.0)
         return self.EXPLORED / dearest if dearest else 1.0
 
+    def together(self, t: int) -> float:
+        return max(self.LEAST, t)  # the first ones go to the largest model: no more of them than are explored
+
     def choose(self, view: View) -> int:
         if view.estimates is None or view.joules is None:
             return view.allowed[-1]

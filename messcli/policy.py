@@ -6,6 +6,7 @@ Equations and lines are those of the MESS+ paper (its Algorithm 1 as restored in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -89,6 +90,10 @@ class Policy(Protocol):
         """p_t, after `explored` explorations."""
         ...
 
+    def together(self, t: int) -> float:
+        """How many requests, after the first t, may be decided before anything of them is known."""
+        ...
+
     def choose(self, view: View) -> int: ...
 
     def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
@@ -119,6 +124,9 @@ class _Stateless:
 
     def exploration_probability(self, t: int, explored: int) -> float:
         return 0.0
+
+    def together(self, t: int) -> float:
+        return math.inf
 
     def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
         pass

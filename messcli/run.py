@@ -52,7 +52,7 @@ class RouteConfig:
     predictor: str = "ridge"
     learn: str = "all"
     serve: str = "largest"
-    window: int = 32
+    window: int = 64
     limit: int | None = None
     plan: str | None = None
     period: str | None = None  # None: the one that is open

@@ -163,10 +163,12 @@ class Summary:
                 f"{what}: {error.mean:.0%} off on average (MAPE of {error.calls} readings), {error.bias:+.0%} in sum",
             )
         if self.largest_joules:
+            alone = self.served.get(self.largest) == self.routed
             yield (
                 "against",
-                f"{self.largest_joules:.4g} J per request if {self.largest} answered all (estimated from its "
-                f"mean): {per_request / self.largest_joules:.0%} of that",
+                f"{self.largest_joules:.4g} J per request, the mean of what {self.largest} answered: "
+                f"{per_request / self.largest_joules:.0%} of that"
+                + ("" if alone else " (fuller batches cost less: --policy largest measures it)"),
             )
         if self.unmetered:
             yield "unmetered", f"{self.unmetered} requests whose joules aren't known"

@@ -205,7 +205,7 @@ def test_known_coefficients_are_found_again(zoo: Path) -> None:
     assert Path(summary.output).samefile(zoo.parent / "calibration.json")
     for model in calibration.models:
         assert len(model.cells) == 9
-        assert model.batch_size == 16  # a window of 32 over two models
+        assert model.batch_size == 32  # a window of 64 over two models
         for cell in model.cells:
             truth = TRUE[model.name].joules(cell.prompt_tokens, cell.output_tokens)
             assert cell.mean_joules == pytest.approx(truth, rel=0.04)
@@ -622,7 +622,7 @@ def test_route_starts_from_the_calibration(calibrated: Path, monkeypatch: pytest
 
     bare, summary, lines = routed(folder, "without.jsonl", no_calibration=True)
     assert any(line.startswith("energy: not calibrated") for line in lines)
-    assert all(row["joules_predicted"] is None for row in bare[:32])
+    assert all(row["joules_predicted"] is None for row in bare[:8])
     assert all(row["joules_predicted"] for row in bare[40:])
     assert set(summary.predicted) == {"adapted"}
 
@@ -634,7 +634,7 @@ def test_decisions_are_the_same_whether_or_not_a_run_is_interrupted(
     folder = calibrated.parent
     write_requests(folder, 128)
     whole, _, _ = routed(folder, "whole.jsonl")
-    for limit in (32, 64, 96):
+    for limit in (8, 32, 64):
         routed(folder, "parts.jsonl", limit=limit)
     parts, _, _ = routed(folder, "parts.jsonl")
     volatile = ("seconds", "joules", "billed_joules", "joules_predicted")

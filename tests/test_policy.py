@@ -357,6 +357,20 @@ def test_inside_a_window_q_moves_by_the_estimates(window):
     assert control.accounts == twin.accounts
 
 
+def test_the_first_windows_are_small_where_the_price_is_found():
+    requests, source = table(200)
+    found = [len(step.lines) for step in steps(requests, controller(Auto(200)), source, 64)]
+    assert found == [8, 8, 16, 32, 64, 64, 8]
+    given = [len(step.lines) for step in steps(requests, controller(MessPlus(0.1, 3.0)), source, 64)]
+    assert given == [64, 64, 64, 8]
+    # one that goes on has the windows that it would have had
+    control = controller(Auto(200))
+    for count in (16, 48):
+        run(requests[:count], source, control, 64)
+        del requests[:count]
+    assert [len(step.lines) for step in steps(requests, control, source, 64)] == [64, 64, 8]
+
+
 @given(st.integers(1, 40), st.integers(0, 5))
 def test_events_replayed_give_the_same_controller(window, seed):
     requests, source = table(80, seed)

@@ -61,6 +61,7 @@ def test_the_summary_says_what_was_counted() -> None:
         "period       2026-12: 6 of 100 requests",
         "energy       8 J billed (rapl), 4 J per request, explorations included; 1.5 J overhead "
         "(1 J rapl, 0.5 J estimate)",
-        "against      8 J per request if large answered all (estimated from its mean): 50% of that",
+        "against      8 J per request, the mean of what large answered: 50% of that "
+        "(fuller batches cost less: --policy largest measures it)",
         "unmetered    1 requests whose joules aren't known",
     ]

@@ -73,7 +73,7 @@ class CalibrateConfig:
     zoo: str | None = None
     meter: str = "auto"
     batch_size: int | None = None
-    window: int = 32  # of `route`
+    window: int = 64  # of `route`
     prompt_tokens: tuple[int, ...] = ()
     output_tokens: tuple[int, ...] = ()
     quick: bool = False

@@ -294,7 +294,10 @@ def _savings(
     if by_chance.sum() >= MINIMUM:
         chosen, basis = by_chance, "explorations, which a coin picked, not difficulty"
     else:
-        chosen, basis = own, "requests it served, with few explorations among them: harder ones may weigh in"
+        chosen, basis = (
+            own,
+            "requests it served, with few explorations among them: harder ones, small batches may weigh in",
+        )
     values = joules[chosen]
     mean = float(values.mean())
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
