@@ -153,8 +153,8 @@ def resume(state: State, terms: Terms, create: CreateController, names: Sequence
     """The controller of the models `names` as the last run left it, under this run's terms."""
     controller = create(terms.setup, len(names), terms.alphas)
     settings, before = terms.settings(), state.settings()
-    # of a state that an earlier version wrote only the ledger may be left
-    forgotten = state.t > 0 and state.learnt()[0] is None
+    # of a state that an earlier version wrote only the ledger is left: every other one has a snapshot from the start
+    forgotten = before is not None and state.learnt()[0] is None
     if before == settings and not forgotten:
         _replay(state, controller)
         return controller

@@ -346,6 +346,10 @@ class JoulesPredictor(_Solved):
 
     def _begin(self) -> None:
         super()._begin()
+        self._start_from_prior()
+
+    def _start_from_prior(self) -> None:
+        self._weights = np.zeros((SIZE + 1, self._models))
         self._weights[-1], self._weights[LENGTH] = self._prior
 
     def calibrate(self, prior: EnergyPrior | None) -> None:
@@ -357,8 +361,7 @@ class JoulesPredictor(_Solved):
         if self.samples.all():
             self._solve()
             return
-        self._weights = np.zeros((SIZE + 1, self._models))
-        self._weights[-1], self._weights[LENGTH] = self._prior
+        self._start_from_prior()
         self.version = 0 if prior is None else self.version + 1
         if prior is not None:
             typical = self._prior[0] + self._prior[1] * prior.characters / CHARACTERS

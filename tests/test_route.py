@@ -377,6 +377,19 @@ def test_a_state_of_an_earlier_version_goes_on(job: Job, version: int, predictor
     )
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_state_of_an_earlier_version_that_had_no_request_yet(job: Job, version: int) -> None:
+    job.write(requests(20))
+    db = sqlite3.connect(job.folder / "S")
+    db.executescript((HERE / "data" / f"state-{version}.sql").read_text(encoding="utf-8"))
+    for table in ("requests", "rows", "outputs", "events", "energy", "accounts"):
+        db.execute(f"DELETE FROM {table}")  # noqa: S608  # no input in it
+    db.commit()
+    db.close()
+    job.route("--state", "S", "--metric", "exact", "--predictor", "linear" if version == 1 else "ridge")
+    assert [t for (t,) in job.query("SELECT t FROM requests ORDER BY seq", "S")] == list(range(1, 21))
+
+
 # ---- outputs that somebody touched ----------------------------------------------------------------
 
 
