@@ -4,19 +4,19 @@ Importing this loads numpy and scipy; torch and models only when one is asked. S
 stand here and not in `messcli` itself, where `simulate` and `record` are modules.)
 """
 
-from messcli.calibrate import CalibrateConfig, calibrate
-from messcli.controller import Controller
+from messcli.calibration import CalibrateConfig, calibrate
 from messcli.errors import MessError
-from messcli.factory import Setup, create_controller
-from messcli.inputs import InputFields
+from messcli.files.requests import InputFields
+from messcli.jobs.record import record
+from messcli.jobs.route import RouteConfig, route
+from messcli.jobs.summary import Summary
 from messcli.metrics import Metric, load_metric
-from messcli.record import record
 from messcli.records import Decision, Outcome, Request
 from messcli.report import make_report
-from messcli.run import RouteConfig, route
-from messcli.simulate import Result, SimulateConfig, simulate
-from messcli.summary import Summary
-from messcli.tables import OutcomeTable, read_table
+from messcli.routing.controller import Controller
+from messcli.routing.setup import Setup, create_controller
+from messcli.simulation import Result, SimulateConfig, simulate
+from messcli.simulation.table import OutcomeTable, read_table
 from messcli.zoo import ModelSpec, Zoo, load_zoo
 
 __all__ = [

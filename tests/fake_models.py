@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from messcli.backends import BACKENDS
 from messcli.errors import ModelError
+from messcli.models.backend import BACKENDS
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 

@@ -178,9 +178,9 @@ def _child(job: dict[str, Any], shim: ctypes.CDLL | None, scratch: str) -> None:
 
 
 def _serve() -> None:
-    import messcli.run
-    from messcli.backends import BACKENDS
+    import messcli.jobs.route
     from messcli.metrics import load_metric
+    from messcli.models.backend import BACKENDS
 
     load_metric("bleu1")("a b", ["a b"])
     BACKENDS["toy"] = "fault_server:ToyBackend"
@@ -198,10 +198,10 @@ def _serve() -> None:
         import torch
         import transformers  # noqa: F401
 
-        import messcli.backends.transformers
+        import messcli.models.transformers
 
         torch.set_num_threads(1)
-    assert messcli.run
+    assert messcli.jobs.route
     for line in sys.stdin:
         job = json.loads(line)
         scratch = str(Path(job["folder"]).parent / f"scratch-{os.getpid()}")

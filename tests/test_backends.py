@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import WORDS, save_bart, save_llama, save_t5
 
-from messcli.backends import BACKENDS, create
-from messcli.backends.transformers import TransformersBackend
 from messcli.energy import EnergyLedger, Meter
 from messcli.errors import ModelError, ModelTooLarge, ZooError
 from messcli.metrics import load_metric
-from messcli.outcomes import Live
+from messcli.models.backend import BACKENDS, create
+from messcli.models.live import Live
+from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -210,7 +210,7 @@ def limit_memory(tiny: TransformersBackend, monkeypatch: Any, fits: int, fault: 
 
 
 def test_automatic_batches_follow_free_memory(folders, monkeypatch):
-    import messcli.backends.transformers as module
+    import messcli.models.transformers as module
 
     tiny = backend(folders["llama"])
     many = requests(100, longest=1)

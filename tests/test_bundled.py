@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from messcli.bundled import grammar, lexicon, samples, train
+from tools.bundled_zoo import grammar, lexicon, samples, train
 
 ROOT = Path(__file__).parent.parent
 NAMES = [recipe.name for recipe in train.RECIPES]

@@ -26,13 +26,9 @@ import tiny_models
 from click.testing import CliRunner
 from nvml_stub import control
 
-from messcli import engine
-from messcli.backends import BACKENDS, Exact, create
-from messcli.calibrate import CalibrateConfig, CalibrateSummary, calibrate
-from messcli.calibrate import measure as measuring
-from messcli.calibrate.fit import fit
-from messcli.calibrate.readings import Kept
-from messcli.calibration import (
+from messcli.calibration import CalibrateConfig, CalibrateSummary, calibrate
+from messcli.calibration import measure as measuring
+from messcli.calibration.file import (
     BUNDLED_ZOO,
     Cell,
     Coefficients,
@@ -41,12 +37,16 @@ from messcli.calibration import (
     load_calibration,
     save,
 )
+from messcli.calibration.fit import fit
+from messcli.calibration.readings import Kept
 from messcli.cli import main
 from messcli.energy import Meter, split
 from messcli.errors import CalibrationError, MeterError, StateBusy, UsageError
+from messcli.jobs import fleet as engine
+from messcli.jobs.route import RouteConfig, route
+from messcli.models.backend import BACKENDS, Exact, create
+from messcli.predict.ridge import BELIEF, EnergyPrior, JoulesPredictor
 from messcli.records import Generation, Request
-from messcli.ridge import BELIEF, EnergyPrior, JoulesPredictor
-from messcli.run import RouteConfig, route
 from messcli.zoo import ModelSpec, load_zoo
 
 HERE = Path(__file__).parent

@@ -346,7 +346,7 @@ def test_a_signal_while_waiting_for_input_or_for_the_lock(server: Server, tmp_pa
     assert ended.seconds < 10
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 16  # whole windows only
 
-    from messcli.state import State
+    from messcli.state.database import State
 
     with State(tmp_path / "out.jsonl.state"):
         args = ["route", "in.jsonl", "-o", "out.jsonl", *OPTIONS, "--wait", "60"]

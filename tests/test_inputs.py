@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messcli import inputs
 from messcli.errors import InputError
-from messcli.inputs import InputFields, Occurrences, count_lines, open_input, read_requests
+from messcli.files import requests as inputs
+from messcli.files.requests import InputFields, Occurrences, count_lines, open_input, read_requests
 from messcli.records import Rejected, Request
 
 

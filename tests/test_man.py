@@ -9,14 +9,14 @@ import pytest
 
 from messcli import errors
 from messcli.cli import main
-from messcli.man import EXIT_STATUS, pages
+from messcli.cli.man import EXIT_STATUS, pages
 
 MAN = Path(__file__).parent.parent / "man"
 
 
 def test_pages_are_what_the_commands_say_now() -> None:
     committed = {path.name: path.read_text(encoding="utf-8") for path in MAN.iterdir()}
-    assert committed == pages(), "stale: run `python -m messcli.man man`"
+    assert committed == pages(), "stale: run `python -m messcli.cli.man man`"
 
 
 def test_every_command_has_a_page_with_its_sections() -> None:

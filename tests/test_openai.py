@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from messcli.backends.openai import ATTEMPTS, OpenAIBackend
-from messcli.backends.transformers import TransformersBackend
 from messcli.energy import open_meter
-from messcli.engine import EngineConfig, open_live
 from messcli.errors import MeterError, ModelError, ZooError
+from messcli.jobs.fleet import EngineConfig, open_live
 from messcli.metrics import load_metric
+from messcli.models.openai import ATTEMPTS, OpenAIBackend
+from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from messcli.errors import MessError, UsageError
-from messcli.outputs import GzipSink, open_sink
+from messcli.files.sinks import GzipSink, open_sink
 
 
 def test_rows_are_in_the_file_when_write_returns(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messcli.controller import DEFAULT_PLAN, Controller, Event, Settings
-from messcli.features import sparse_features
-from messcli.loop import Settled, steps
-from messcli.multiplier import Auto
-from messcli.outcomes import Recorded
-from messcli.policy import (
+from messcli.predict.base import LinearPredictor, create_predictor
+from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.text import sparse_features
+from messcli.records import Outcome, Request
+from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
+from messcli.routing.loop import Settled, steps
+from messcli.routing.policy import (
     Largest,
     MessPlus,
     RandomConstrained,
@@ -28,9 +29,8 @@ from messcli.policy import (
     drift_plus_penalty,
     exploration_probability,
 )
-from messcli.predictors import LinearPredictor, create_predictor
-from messcli.records import Outcome, Request
-from messcli.ridge import JoulesPredictor
+from messcli.routing.price import Auto
+from messcli.routing.source import Recorded
 
 UNIT = st.floats(0, 1)
 NAMES = ("small", "medium", "large")

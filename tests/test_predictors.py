@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from messcli import ridge
 from messcli.errors import UsageError
-from messcli.features import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
-from messcli.latent import FAR, SIZE, LatentSpace, Lessons
-from messcli.predictors import PREDICTORS, LinearPredictor, MeanPredictor, create_predictor
-from messcli.ridge import JoulesPredictor
+from messcli.predict import ridge
+from messcli.predict.base import PREDICTORS, LinearPredictor, MeanPredictor, create_predictor
+from messcli.predict.latent import FAR, SIZE, LatentSpace, Lessons
+from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.text import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
 
 NAN = float("nan")
 MODELS = 3

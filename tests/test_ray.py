@@ -198,7 +198,7 @@ def test_a_lost_node_costs_no_request_while_a_replica_is_left(cluster, tmp_path)
 def test_a_replica_that_is_still_starting_takes_over_when_the_only_one_that_answers_is_lost(tmp_path):
     from ray.cluster_utils import Cluster
 
-    from messcli.backends.ray import connect
+    from messcli.models.ray import connect
     from messcli.records import Request
     from messcli.zoo import load_zoo
 

@@ -10,9 +10,9 @@ from fake_models import SKILLS, FakeBackend, requests, write_zoo
 
 from messcli.cli import main
 from messcli.errors import ModelError, StateError
-from messcli.record import record
-from messcli.run import RouteConfig, route
-from messcli.tables import read_table
+from messcli.jobs.record import record
+from messcli.jobs.route import RouteConfig, route
+from messcli.simulation.table import read_table
 
 METERED = ("joules", "seconds")  # differ from run to run
 

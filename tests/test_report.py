@@ -13,11 +13,11 @@ from fake_models import SKILLS, requests, write_joules, write_zoo
 
 from messcli.cli import main
 from messcli.errors import InputError, MessError
-from messcli.record import record
+from messcli.jobs.record import record
+from messcli.jobs.route import RouteConfig, route
 from messcli.report import make_report
 from messcli.report.numbers import mean_interval
 from messcli.report.text import report_lines
-from messcli.run import RouteConfig, route
 
 COUNT = 240
 WITHOUT_REFERENCE = range(5, COUNT, 12)

@@ -12,8 +12,8 @@ import pytest
 from transformers import GenerationConfig
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
-from messcli.backends import create
-from messcli.tables import read_table
+from messcli.models.backend import create
+from messcli.simulation.table import read_table
 from messcli.zoo import load_zoo
 
 ROOT = Path(__file__).parent.parent

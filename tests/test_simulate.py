@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from messcli.cli import main
-from messcli.controller import DEFAULT_PLAN
 from messcli.errors import MessError
-from messcli.factory import Setup, create_controller
-from messcli.loop import steps
 from messcli.records import Outcome, Request
-from messcli.simulate import SimulateConfig, simulate
-from messcli.simulate.advice import advice_lines, advise
-from messcli.simulate.hindsight import cheapest_assignment, oracle, static_mix
-from messcli.simulate.results import lines
-from messcli.simulate.runs import Task, alphas_at, each, run_task
-from messcli.tables import OutcomeTable, read_table
+from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.loop import steps
+from messcli.routing.setup import Setup, create_controller
+from messcli.simulation import SimulateConfig, simulate
+from messcli.simulation.advice import advice_lines, advise
+from messcli.simulation.hindsight import cheapest_assignment, oracle, static_mix
+from messcli.simulation.results import lines
+from messcli.simulation.runs import Task, alphas_at, each, run_task
+from messcli.simulation.table import OutcomeTable, read_table
 
 NAMES = ("small", "medium", "large")
 FIELDS = [
@@ -292,7 +292,7 @@ def test_mistakes_are_told_in_one_line(table_file, arguments, code, message):
 
 
 def test_the_papers_evidence_is_one_command(table_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("messcli.simulate.evidence.SWEPT_V", (0.1, 10.0))
+    monkeypatch.setattr("tools.research.evidence.SWEPT_V", (0.1, 10.0))
     folder = tmp_path / "evidence"
     result = invoke(table_file, "--paper", str(folder), "--order-seeds", "1")
     assert result.exit_code == 0, result.output

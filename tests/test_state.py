@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from messcli import state as state_module
 from messcli.errors import MessError, StateBusy, StateError, UsageError
-from messcli.state import SCHEMA_VERSION, Done, State, print_rows
+from messcli.state import database as state_module
+from messcli.state.database import SCHEMA_VERSION, Done, State, print_rows
 
 HERE = Path(__file__).parent
 SETTINGS = {"period": "", "horizon": None}
@@ -307,7 +307,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_state(tmp_path: Path
 import os, signal, time
 from contextlib import closing
 from pathlib import Path
-from messcli.state import State
+from messcli.state.database import State
 state = State(Path({str(tmp_path / "a.state")!r}))
 child = os.fork()
 if not child:

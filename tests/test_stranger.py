@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_models import write_zoo
 
-from messcli import inputs
 from messcli.cli import main
+from messcli.files import requests as inputs
 
 LINES = '{"id": "a", "prompt": "one two", "reference": "one two"}\n{"id": "b", "prompt": "ink", "reference": "ink"}\n'
 MODEL = '[[models]]\nname = "small"\npath = "./small"\n'

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from messcli.controller import DEFAULT_PLAN
-from messcli.factory import Setup, create_controller
-from messcli.loop import Settled
+from messcli.jobs.summary import Summary, Tally
 from messcli.records import Decision, Outcome, Rejected, Request
-from messcli.summary import Summary, Tally
+from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.loop import Settled
+from messcli.routing.setup import Setup, create_controller
 
 
 def settled(number: int, *outcomes: Outcome) -> Settled:

@@ -9,7 +9,7 @@ import pytest
 
 from messcli.errors import InputError, MessError, OutcomesError
 from messcli.metrics import load_metric
-from messcli.tables import read_table
+from messcli.simulation.table import read_table
 
 
 def row(identity="a", **models):

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from messcli.backends import create
-from messcli.backends.transformers import TransformersBackend
 from messcli.errors import ModelError, ModelTooLarge
+from messcli.models.backend import create
+from messcli.models.transformers import TransformersBackend
 from messcli.records import Request
 from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from messcli.plots import STYLE, Chart, Series
 from messcli.report.numbers import LEVEL, Promise, Reliability, Report
+from messcli.report.svg import STYLE, Chart, Series
 from messcli.report.text import saved_words
 
 _PAGE_STYLE = """

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from messcli.errors import InputError, StateError
-from messcli.inputs import STDIN, open_input
+from messcli.files.requests import STDIN, open_input
 from messcli.report.numbers import Ledger, Report, summed_up
-from messcli.state import APPLICATION_ID, SCHEMA_VERSION
+from messcli.state.database import APPLICATION_ID, SCHEMA_VERSION
 
 
 def make_report(path: str, alpha: float | None = None) -> Report:

@@ -1,0 +1,175 @@
+"""What a calibration has read so far, on disk as soon as it is read, for a run that is taken up again.
+
+Knows readings and what they depend on; measures nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from messcli.calibration.file import Cell, OwnPrompts, load_calibration, save
+from messcli.errors import CalibrationError, StateBusy
+from messcli.files.sinks import STDOUT
+
+Key = tuple[str, int, int]  # model, prompt tokens, output tokens
+Readings = dict[Key, list[tuple[float, float]]]  # joules and seconds, per request
+
+
+def cell_of(key: Key, readings: Readings) -> Cell:
+    """The cell with what was read of it so far."""
+    pairs = readings.get(key, [])
+    return Cell(key[1], key[2], tuple(joules for joules, _ in pairs), tuple(seconds for _, seconds in pairs))
+
+
+def cells_of(name: str, readings: Readings) -> list[Cell]:
+    """Those of one model."""
+    return [cell_of(key, readings) for key in readings if key[0] == name]
+
+
+class Measured(Protocol):
+    """A model as readings depend on it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def signature(self) -> Mapping[str, Any]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def meter(self) -> str: ...
+
+
+def setup_of(
+    models: Sequence[Measured],
+    library_versions: Mapping[str, str],
+    devices: Mapping[str, str],
+    cpu_watts: float | None,
+) -> dict[str, Any]:
+    """What readings depend on, as JSON gives it back."""
+    setup = {
+        "models": [[m.name, m.signature, m.device, m.batch_size, m.meter] for m in models],
+        "versions": library_versions,
+        "hardware": devices,
+        "cpu_watts": cpu_watts,
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(setup, sort_keys=True))
+    return loaded
+
+
+class Kept:
+    """The readings, on disk as soon as they are made: `<output>.partial`, one JSON line each.
+
+    The first line says what they were made on; readings of another setup are not mixed in.
+    """
+
+    def __init__(self, output: str, handle: IO[str] | None) -> None:
+        self.readings: Readings = {}
+        self.own_prompts: Mapping[str, OwnPrompts | None] = {}
+        self._output = output
+        self._handle = handle
+
+    @classmethod
+    @contextmanager
+    def open(cls, output: str) -> Iterator[Kept]:
+        """Raises StateBusy where another calibration writes the same file."""
+        if output == STDOUT:
+            yield cls(output, None)
+            return
+        path = _partial(output)
+        try:
+            handle = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise CalibrationError(f"{path}: can't be written: {error.strerror}. Name another -o") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateBusy(
+                    f"{path}: another calibration writes it. Wait until it has ended, or name another -o"
+                ) from None
+            try:
+                yield cls(output, handle)
+            finally:
+                if path.is_file() and path.stat().st_size == 0:
+                    path.unlink()
+
+    def start(self, setup: Mapping[str, Any], *, fresh: bool, tell: Callable[[str], None]) -> None:
+        """Take over what an earlier run measured on the same setup."""
+        if self._handle is None:
+            return
+        self._handle.seek(0)
+        *lines, torn = self._handle.read().split("\n")  # a crash tears the last line
+        if lines and not fresh and _loads(lines[0]) == setup:
+            self._take(lines[1:])
+            os.truncate(self._handle.fileno(), os.fstat(self._handle.fileno()).st_size - len(torn.encode()))
+        else:
+            if lines and not fresh:
+                tell(f"{_partial(self._output)}: was measured on another setup; starting anew")
+            elif not fresh:
+                self._take_finished(setup)
+            self._handle.truncate(0)
+            self._write(setup)
+            for key, pairs in self.readings.items():
+                for pair in pairs:
+                    self._write([*key, *pair])
+            self._sync()
+        if self.readings:
+            tell(f"going on from {sum(map(len, self.readings.values()))} readings of an earlier run")
+
+    def _take(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            name, prompt_tokens, output_tokens, joules, seconds = _loads(line)
+            self.readings.setdefault((name, prompt_tokens, output_tokens), []).append((joules, seconds))
+
+    def _take_finished(self, setup: Mapping[str, Any]) -> None:
+        with suppress(CalibrationError):  # there is none, or it is another version's: measured anew
+            before = load_calibration(Path(self._output))
+            if setup_of(before.models, before.versions, before.hardware, before.meter["cpu_watts"]) != setup:
+                return
+            self.own_prompts = {model.name: model.own_prompts for model in before.models}
+            for model in before.models:
+                for cell in model.cells:
+                    pairs = list(zip(cell.joules, cell.seconds, strict=True))
+                    self.readings[model.name, cell.prompt_tokens, cell.output_tokens] = pairs
+
+    def add(self, key: Key, joules: float, seconds: float) -> None:
+        """Keep one reading, joules and seconds per request; it is on disk when this returns."""
+        self.readings.setdefault(key, []).append((joules, seconds))
+        if self._handle is not None:
+            self._write([*key, joules, seconds])
+            self._sync()
+
+    def _write(self, value: object) -> None:
+        if self._handle is not None:
+            self._handle.write(json.dumps(value, sort_keys=True) + "\n")
+
+    def _sync(self) -> None:
+        if self._handle is not None:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+
+    def finish(self, text: str) -> None:
+        """Everything is in the calibration: write it, and forget the rest."""
+        if self._output == STDOUT:
+            return  # its caller has standard output
+        save(Path(self._output), text)
+        _partial(self._output).unlink(missing_ok=True)
+
+
+def _partial(output: str) -> Path:
+    return Path(output + ".partial")
+
+
+def _loads(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,147 @@
+"""`record`: every model answers every request, and what came of it becomes an outcomes table.
+
+`route`'s own loop, state and output with another controller (ask everyone, always) and another row: it is
+batched, locked, stopped and resumed exactly as `route` is. `simulate` reads the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from messcli.jobs.route import Job, RouteConfig, run_job
+from messcli.jobs.summary import Progress, Summary
+from messcli.predict.base import MeanPredictor
+from messcli.predict.ridge import JoulesPredictor
+from messcli.records import Decision, Outcome, Rejected, Request
+from messcli.routing.controller import Controller, Settings
+from messcli.routing.loop import Settled
+from messcli.routing.policy import Largest
+
+_TABLE_FIELDS = ("id", "prompt", "messages", "reference", "models", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSummary:
+    """What a run recorded."""
+
+    run: Summary
+    incomplete: int  # requests of this run that lack an answer of at least one model
+    accuracies: Mapping[str, float]  # model -> mean over this run's requests with a reference
+    joules: Mapping[str, float]  # model -> mean over this run's requests whose joules are known
+
+    def text(self) -> list[str]:
+        """For people."""
+        done = f" ({self.run.already_done} were done before)" if self.run.already_done else ""
+        lacking = f", {self.incomplete} lack an answer" if self.incomplete else ""
+        bad = f", {self.run.failed} with error" if self.run.failed else ""
+        lines = [f"recorded {self.run.routed} requests{done}{lacking}{bad}"]
+        for name, joules in self.joules.items():
+            accuracy = self.accuracies.get(name)
+            scored = (
+                "" if accuracy is None else f", accuracy {accuracy:.4f} ({self.run.metric.split('|')[0]})"
+            )
+            lines.append(f"  {name}: {joules:.4g} J per request{scored}")
+        meters = "/".join(self.run.meters) or "no meter"
+        lines.append(
+            f"energy: {self.run.billed_joules:.4g} J ({meters}), {self.run.overhead_joules:.4g} J overhead"
+        )
+        return lines
+
+
+class AskAll(Controller):
+    """Puts every request to every model that can take its prompt; estimates nothing."""
+
+    def __init__(self, models: int, alphas: Mapping[str, float]) -> None:
+        settings = Settings(alphas=dict.fromkeys(alphas, 0.0))  # a recording promises nothing
+        super().__init__(models, Largest(), MeanPredictor(models), JoulesPredictor(models), settings)
+
+    def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
+        return [
+            Decision(t, can[-1], tuple(can), True, None, None, False)
+            for t, can in enumerate(allowed, start=self.t + 1)
+        ]
+
+
+def record(
+    config: RouteConfig,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> RecordSummary:
+    """Record `config.input` to `config.output`, going on where an earlier run stopped.
+
+    Args:
+        config: as of `route`; what concerns choosing is of no effect.
+        on_progress: called after every window.
+        tell: takes lines for the user's eyes.
+
+    Raises:
+        MessError: with what the user can do; all finished windows are kept.
+    """
+    # The policy stands in the state's signature: a recording isn't continued by `route`, nor the reverse.
+    config = replace(config, policy="record", alpha=0.0, v=None, c=None, predictor="mean")
+    rows = _Rows()
+    job = Job(lambda _, models, alphas: AskAll(models, alphas), rows.row)
+    summary = run_job(config, job, on_progress, tell)
+    return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules))
+
+
+class _Rows:
+    """Makes the table's rows, and counts."""
+
+    def __init__(self) -> None:
+        self.incomplete = 0
+        self.accuracies: dict[str, tuple[float, int]] = {}  # model -> sum, count
+        self.joules: dict[str, tuple[float, int]] = {}
+
+    def row(self, line: Settled | Rejected, names: Sequence[str]) -> dict[str, Any]:
+        if isinstance(line, Rejected):
+            return {"id": line.id, "error": line.error}
+        models: dict[str, dict[str, Any]] = {}
+        for m, name in enumerate(names):
+            outcome = line.outcomes.get(m)
+            if outcome is None:
+                models[name] = {"error": "the prompt is longer than the model's context"}
+            else:
+                models[name] = _outcome_fields(outcome)
+                _add(self.joules, name, outcome.joules)
+                _add(self.accuracies, name, outcome.accuracy if outcome.error is None else None)
+        self.incomplete += any("error" in outcome for outcome in models.values())
+        request = line.request
+        row: dict[str, Any] = {"id": request.id, "prompt": request.prompt}
+        if request.messages is not None:
+            row["messages"] = list(request.messages)
+        if request.references:
+            row["reference"] = (
+                request.references[0] if len(request.references) == 1 else list(request.references)
+            )
+        row["models"] = models
+        row.update((name, value) for name, value in request.extra.items() if name not in _TABLE_FIELDS)
+        return row
+
+
+def _add(sums: dict[str, tuple[float, int]], name: str, value: float | None) -> None:
+    if value is not None:
+        total, count = sums.get(name, (0.0, 0))
+        sums[name] = (total + value, count + 1)
+
+
+def _means(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in sums.items()}
+
+
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "output": outcome.output,
+        "accuracy": outcome.accuracy,
+        "joules": outcome.joules,
+        "prompt_tokens": outcome.prompt_tokens,
+        "output_tokens": outcome.output_tokens,
+        "seconds": outcome.seconds,
+        "meter": outcome.meter,
+        "error": outcome.error,
+    }
+    # joules always stand there: null says that they aren't known
+    return {name: value for name, value in fields.items() if value is not None or name == "joules"}

@@ -1,0 +1,238 @@
+"""Going on where earlier runs stopped: the terms in force, and a controller that knows what a state knows.
+
+Knows what decides and what is kept of it; knows nothing of models, rows or the loop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from messcli.calibration.file import Calibration
+from messcli.errors import StateError
+from messcli.files.requests import open_input
+from messcli.routing.controller import Account, Controller, Event
+from messcli.routing.policy import VirtualQueue
+from messcli.routing.setup import Setup
+from messcli.state.database import State
+from messcli.zoo import Zoo
+
+# (what decides, size of the zoo, plan -> alpha) -> a controller that has seen nothing yet
+CreateController = Callable[[Setup, int, Mapping[str, float]], Controller]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is in force for a run; every change is a line of the state's settings."""
+
+    setup: Setup
+    alphas: Mapping[str, float]  # plan -> target
+    period: str  # contract period; "" until one is named
+    horizon: int | None  # requests that the period will have, as somebody said
+    counted_horizon: int | None  # the same from the input's length, where nobody did
+    calibration: Calibration | None
+
+    def settings(self) -> dict[str, Any]:
+        """As the state keeps them."""
+        return {
+            "alphas": self.alphas,
+            "v": self.setup.v,
+            "c": self.setup.c,
+            "learn": self.setup.learn,
+            "serve": self.setup.serve,
+            "period": self.period,
+            "horizon": self.horizon,
+            "counted_horizon": self.counted_horizon,
+            "calibration": None if self.calibration is None else self.calibration.identity,
+        }
+
+    def setup_under(self, settings: Mapping[str, Any]) -> Setup:
+        """The setup of a run under other settings that the state has kept."""
+        then: dict[str, Any] = {name: settings.get(name) for name in ("v", "c", "learn", "serve")}
+        return replace(self.setup, **then, horizon=settings.get("horizon") or settings.get("counted_horizon"))
+
+
+def terms_in_force(
+    state: State,
+    setup: Setup,
+    alphas: Mapping[str, float],
+    *,
+    period: str | None,
+    calibration: Calibration | None,
+    source: str,
+    count: Callable[[], int | None],
+) -> Terms:
+    """What was asked for, with what earlier runs settled where it wasn't.
+
+    Args:
+        setup: its horizon is the one asked for.
+        period: None: the one that is open.
+        source: the input's name.
+        count: how many lines of it are to be routed; called only where a policy asks for the horizon.
+    """
+    if period is None:
+        period = (state.settings() or {}).get("period", "")
+    said, requests = state.period(period) or (None, 0)
+    horizon = said if setup.horizon is None else setup.horizon
+    counted = None
+    if horizon is None and setup.policy == "mess+" and setup.v is None and len(alphas) == 1:
+        counted = _counted_horizon(state, source, count(), period, requests)
+    setup = replace(setup, horizon=horizon or counted)
+    return Terms(setup, alphas, period, horizon, counted, calibration)
+
+
+def _counted_horizon(state: State, source: str, total: int | None, period: str, requests: int) -> int | None:
+    """What the period had before this input, and the input's lines. The same when a run is taken up again."""
+    if total is None:
+        return None
+    with open_input(source) as handle:
+        head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()  # stays while the file grows
+    this = {"path": str(Path(source).resolve()), "head": head, "period": period}
+    known = state.meta("input") or {}
+    before = known.get("before", requests)
+    if {**known, **this} != known or before + total < requests:  # another input, or another content of it
+        before = requests
+        state.set_meta("input", {**this, "before": before})
+    return int(before) + total
+
+
+def check_signature(state: State, zoo: Zoo, metric: str, setup: Setup, window: int) -> None:
+    """Refuse to mix decisions that were made in different ways. Alpha, V and c may change, and others may not.
+
+    Args:
+        metric: its signature.
+
+    Raises:
+        StateError: naming the first thing that differs.
+    """
+    signature = {
+        "zoo": zoo.signature(),
+        "metric": metric,
+        "policy": setup.policy,
+        "predictor": "mean" if setup.policy == "random" else setup.predictor,
+        "window": window,
+        "seed": setup.seed,
+    }
+    known = state.meta("signature")
+    if known is None:
+        state.set_meta("signature", signature)
+    elif difference := _difference(known, signature):
+        raise StateError(
+            f"{state.name}: was made with {difference[0]}, and this run has {difference[1]}: their decisions "
+            "don't mix. Run with what it was made with, or start anew with another --state and output"
+        )
+
+
+def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first setting that differs, in words: (as it was, as it is). What `known` doesn't name is new in
+    this version of messcli, and no difference."""
+    for name, value in known.items():
+        if name == "zoo":
+            models, others = value["models"], now["zoo"]["models"]
+            names, other_names = ([model["name"] for model in zoo] for zoo in (models, others))
+            if names != other_names:
+                return f"the models {', '.join(names)}", f"the models {', '.join(other_names)}"
+            for model, other in zip(models, others, strict=True):
+                for field_name, was in model.items():
+                    if was != other.get(field_name):
+                        what = f'{field_name} of model "{model["name"]}"'
+                        return f"{what} = {json.dumps(was)}", json.dumps(other.get(field_name))
+        elif value != now.get(name):
+            return f"{name} {value}", f"{name} {now.get(name)}"
+    return None
+
+
+def resume(state: State, terms: Terms, create: CreateController, names: Sequence[str]) -> Controller:
+    """The controller of the models `names` as the last run left it, under this run's terms."""
+    controller = create(terms.setup, len(names), terms.alphas)
+    settings, before = terms.settings(), state.settings()
+    # of a state that an earlier version wrote only the ledger is left: every other one has a snapshot from the start
+    forgotten = before is not None and state.learnt()[0] is None
+    if before == settings and not forgotten:
+        _replay(state, controller)
+        return controller
+    if before is not None and not forgotten:
+        # What came of earlier requests is folded in under the settings that were in force then.
+        earlier = create(terms.setup_under(before), len(names), before["alphas"])
+        _replay(state, earlier)
+        _hand_over(earlier, controller)
+    if before is None or forgotten or before["calibration"] != settings["calibration"]:
+        controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
+    if forgotten:
+        controller.t = state.t
+    if before is None or forgotten or before["period"] != terms.period:
+        kept = {row[1]: _account(row) for row in state.accounts(terms.period)}
+        controller.accounts = {plan: kept.get(plan, Account()) for plan in terms.alphas}
+        controller.policy.open_period(_standing(controller.accounts, terms.alphas))
+    accounts = account_rows(controller, terms.period)
+    state.change(controller.t + 1, settings, snapshot(controller), accounts)
+    return controller
+
+
+def _standing(
+    accounts: Mapping[str, Account], alphas: Mapping[str, float]
+) -> dict[str, tuple[int, int, float]]:
+    standing = {}
+    for plan, account in accounts.items():
+        settled = account.observed + account.estimated
+        delivered = account.observed_sum + account.estimated_sum
+        standing[plan] = (settled, account.estimated, delivered - alphas[plan] * settled)
+    return standing
+
+
+def _replay(state: State, controller: Controller) -> None:
+    learnt, windows = state.learnt()
+    if learnt is not None:
+        controller.load(safetensors.numpy.load(learnt))
+    for events in windows:
+        controller.settle([Event.loads(event) for event in events])
+
+
+def _hand_over(earlier: Controller, controller: Controller) -> None:
+    """Let `controller` go on where `earlier` is."""
+    arrays = earlier.state()
+    if earlier.policy.remembers != controller.policy.remembers:
+        arrays |= {name: a for name, a in controller.state().items() if name.startswith("recent.")}
+    controller.load(arrays)
+
+
+# ---- what the state keeps of a controller --------------------------------------------------------
+
+
+def snapshot(controller: Controller) -> bytes:
+    """All that it has learnt, to be loaded again."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in controller.state().items()}
+    return bytes(safetensors.numpy.save(arrays))
+
+
+def account_rows(controller: Controller, period: str) -> list[tuple[Any, ...]]:
+    """Its accounts as rows of the state's table."""
+    return [
+        (
+            period,
+            plan,
+            controller.settings.alphas[plan],
+            account.queue.length,
+            account.observed,
+            account.observed_sum,
+            account.estimated,
+            account.estimated_sum,
+            account.explored,
+            account.failed,
+        )
+        for plan, account in controller.accounts.items()
+        if plan in controller.settings.alphas
+    ]
+
+
+def _account(row: Sequence[Any]) -> Account:
+    """The account that `account_rows` made a row of."""
+    _, _, _, queue, observed, observed_sum, estimated, estimated_sum, explored, failed = row
+    return Account(VirtualQueue(queue), observed, observed_sum, estimated, estimated_sum, explored, failed)

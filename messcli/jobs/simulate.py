@@ -1,0 +1,206 @@
+"""`messcli simulate`, whole: read the table, run what was asked for, write, draw, and say it in lines.
+
+Wires tables, simulator, advice, plots and the paper's evidence together; prints nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from messcli.errors import UsageError
+from messcli.files.sinks import write_text
+from messcli.metrics import load_metric
+from messcli.simulation.advice import advice_lines, advise
+from messcli.simulation.figures import figure_1, tradeoff, write_charts
+from messcli.simulation.hindsight import static_mix
+from messcli.simulation.results import Line, Result, line_of, lines
+from messcli.simulation.runs import ALL_POLICIES, SimulateConfig, alphas_at, cores, simulate
+from messcli.simulation.table import OutcomeTable, read_table
+
+PAPER_ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeConfig:
+    """What `messcli simulate` was asked to do. () and None: not given."""
+
+    table: str
+    alphas: tuple[float, ...] | None = None
+    alpha_at: tuple[float, ...] | None = None
+    v: tuple[float, ...] | None = None
+    c: tuple[float, ...] | None = None
+    policies: tuple[str, ...] = ()
+    orders: int | None = None
+    seed: int = 0
+    learn: str = "all"
+    predictor: str = "ridge"
+    window: int = 1
+    metric: str | None = None
+    models: tuple[str, ...] = ()
+    complete_only: bool = False
+    jobs: int | None = None
+    out: str | None = None
+    plot: str | None = None
+    best: bool = False
+    paper: str | None = None
+
+
+def judge(
+    config: JudgeConfig, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[str]:
+    """Do it; return the lines to be shown.
+
+    Raises:
+        MessError: with what the user can do.
+    """
+    name = config.metric
+    scorer = None if name is None else lambda: load_metric(name)
+    table = read_table(config.table, scorer=scorer, models=config.models, complete_only=config.complete_only)
+    asked = (*(config.alphas or ()), *alphas_at(table, config.alpha_at or ()))
+    if not asked and config.paper is None:
+        means = table.accuracies.mean(axis=0)
+        raise UsageError(
+            "no target accuracy. Give --alpha, or --alpha-at 0.5 for half of the way between the smallest "
+            f"model ({means[0]:.4f} here) and the best ({means.max():.4f})"
+        )
+    simulation = SimulateConfig(
+        alphas=asked or alphas_at(table, PAPER_ALPHAS_AT),
+        policies=config.policies or ALL_POLICIES,
+        v=config.v or (None,),
+        c=config.c or (None,),
+        orders=config.orders,
+        seed=config.seed,
+        learn=config.learn,
+        predictor=config.predictor,
+        window=config.window,
+        jobs=config.jobs or cores(),
+    )
+    if config.paper is not None:
+        return _evidence()(table, simulation, Path(config.paper), Path(config.table).name, on_progress)
+    if config.best:
+        advice = advise(table, simulation, on_progress)
+        return [line for one in advice for line in advice_lines(table, one)]
+    if config.out is not None:
+        write_text(Path(config.out), "", "--out")  # a place that can't be written is told before the work
+    results = simulate(table, simulation, on_progress)
+    if config.out is not None:
+        rows = "".join(f"{json.dumps(result.row())}\n" for result in results)
+        write_text(Path(config.out), rows, "--out")
+    text = table_lines(table, simulation, results)
+    if config.plot is not None:
+        text += [f"drawn: {path}" for path in draw(table, results, Path(config.plot))]
+    return text
+
+
+def _evidence() -> Callable[..., list[str]]:
+    """`evidence` of tools/research/evidence.py, which lies beside the package in a checkout and in no wheel.
+
+    Loaded by its path, never by name: a folder `tools` in the working folder is none of ours.
+    """
+    path = Path(__file__).parent.parent.parent / "tools" / "research" / "evidence.py"
+    spec = spec_from_file_location("tools.research.evidence", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UsageError(
+            "--paper runs from a checkout of messcli, not from an installed package. Clone the repository and "
+            "run `python -m messcli simulate ... --paper DIR` in it"
+        )
+    module = module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)  # worker processes find its functions by this name
+    spec.loader.exec_module(module)
+    found: Callable[..., list[str]] = module.evidence
+    return found
+
+
+def draw(table: OutcomeTable, results: Sequence[Result], folder: Path) -> list[Path]:
+    """Charts of a comparison: what accuracy costs, and where V was swept, Figure 1."""
+    charts = {"tradeoff.svg": tradeoff(table, results)}
+    summed = [line for line in lines(results) if line.policy == "mess+" and line.v is not None]
+    if len({line.v for line in summed}) > 1:
+        charts.update(figure_1(results))
+    return write_charts(charts, folder, "--plot")
+
+
+def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[Result]) -> list[str]:
+    """The comparison, for people: a block per alpha, yardsticks included."""
+    means = table.accuracies.mean(axis=0)
+    joules = table.joules.mean(axis=0)
+    models = ", ".join(
+        f"{name} {accuracy:.3f} at {cost:.4g} J"
+        for name, accuracy, cost in zip(table.names, means.tolist(), joules.tolist(), strict=True)
+    )
+    orders = "its own order" if config.orders is None else f"{config.orders} orders"
+    text = [
+        f"{len(table.requests)} requests, {orders}, seed {config.seed}; "
+        f"predictor {config.predictor}, learning from {config.learn}, window {config.window}",
+        f"models: {models}",
+    ]
+    if table.left_out:
+        text.append(f"{table.left_out} incomplete requests left out")
+    summed = lines(results)
+    for alpha in dict.fromkeys(line.alpha for line in summed):
+        static = line_of([static_mix(table, alpha)])
+        block = [line for line in summed if line.alpha == alpha]
+        rows = [_HEADER + [_short(name) for name in table.names]]
+        rows += [_cells_of(line, static) for line in (*block, static)]
+        text += ["", f"alpha {alpha:.4f}", *_aligned(rows)]
+    text += [
+        "",
+        "J billed: joules per request, every model of every exploration included; J paper: an exploration "
+        "counts as its served model only.",
+        "static: the cheapest request-blind mix in hindsight; oracle: the linear programme that knows every "
+        "outcome. Both are bounds to compare with, not policies to run.",
+    ]
+    return text
+
+
+_HEADER = ["policy", "V", "c", "accuracy", "J billed", "J paper", "of static", "meets", "explored"]
+
+
+def _cells_of(line: Line, static: Line) -> list[str]:
+    accuracy = f"{line.accuracy:.4f}" + (
+        f" ± {line.accuracy_deviation:.4f}" if line.accuracy_deviation else ""
+    )
+    digits = _digits(static.billed_joules)
+    billed = f"{line.billed_joules:.{digits}f}" + (
+        f" ± {line.billed_deviation:.{digits}f}" if line.billed_deviation else ""
+    )
+    auto = "auto" if line.policy == "mess+" else ""
+    return [
+        line.policy,
+        auto if line.v is None else f"{line.v:g}",
+        auto if line.c is None else f"{line.c:g}",
+        accuracy,
+        billed,
+        f"{line.paper_joules:.{digits}f}",
+        f"{line.billed_joules / static.billed_joules:.2f}",
+        f"{line.meets}/{line.orders}",
+        f"{line.explorations:.0f}",
+        *(f"{share:.1%}" for share in line.shares.values()),
+    ]
+
+
+def _digits(joules: float) -> int:
+    """Decimals that show three digits of so many joules, and two at least."""
+    return max(2, 2 - math.floor(math.log10(joules)))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,312 @@
+"""What a run has done: counted while it goes on, summed up at its end, and said in lines for people.
+
+Knows settled requests and the controller's ledger; knows nothing of files, states or the terminal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from messcli.calibration.file import Calibration
+from messcli.metrics import keeps
+from messcli.records import Rejected
+from messcli.routing.controller import Account, Controller
+from messcli.routing.loop import Settled
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is known between two windows, for whoever watches."""
+
+    finished: int  # lines of this input, those of earlier runs included
+    total: int | None  # None where the input can be read only once
+    joules: float  # billed in this run
+    accuracy: float | None  # observed mean of all plans
+    alpha: float | None  # None where there are several plans
+    explorations_left: float | None  # expected
+
+
+@dataclass(slots=True)
+class PredictionError:
+    """How far E_m(t) was from what was read then, over the calls of a run."""
+
+    calls: int = 0
+    relative_errors: float = 0.0  # sum of |predicted - read| / read
+    predicted_joules: float = 0.0
+    read_joules: float = 0.0
+
+    def add(self, predicted: float, read: float) -> None:
+        """Book one call. Joules; `read` above 0."""
+        self.calls += 1
+        self.relative_errors += abs(predicted - read) / read
+        self.predicted_joules += predicted
+        self.read_joules += read
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute percentage error, as a part of 1."""
+        return self.relative_errors / self.calls
+
+    @property
+    def bias(self) -> float:
+        """Of the sum: positive where too much was predicted."""
+        return self.predicted_joules / self.read_joules - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did, and where the promise stands."""
+
+    routed: int  # requests of this run
+    already_done: int  # lines of the input that earlier runs had finished
+    failed: int  # rows with `error` in this run
+    served: Mapping[str, int]  # model -> requests of this run
+    explored: int  # requests of this run
+    billed_joules: float  # of this run, explorations included
+    overhead: Mapping[str, float]  # joules of this run, by meter: loading, learning, idle
+    unmetered: int  # requests of this run whose joules aren't known
+    meters: tuple[str, ...]
+    accounts: Mapping[str, Account]  # plan -> ledger, all runs of the period
+    alphas: Mapping[str, float]
+    unreachable: tuple[str, ...]  # plans whose alpha is above what the zoo can reach
+    largest: str
+    largest_joules: float | None  # mean joules of the largest model, over all its calls that were read
+    metric: str  # its signature
+    serve: str  # what explorations served
+    predicted: Mapping[str, PredictionError]  # by how: "calibration" alone, and "adapted" to what was read
+    period: str  # "" until one is named
+    horizon: int | None
+    period_requests: int  # routed in this period, all runs
+    stopped_by: int | None = None  # signal number
+    first_error: str | None = None  # of this run's rows with `error`
+
+    @property
+    def overhead_joules(self) -> float:
+        """Of this run, by all meters."""
+        return sum(self.overhead.values())
+
+    @property
+    def sla_missed(self) -> bool:
+        """Whether any plan's observed mean accuracy is below its alpha."""
+        return bool(self.missed())
+
+    def missed(self) -> list[str]:
+        """One line for each plan whose promise isn't kept, for people."""
+        return [
+            f"accuracy {plan}".strip() + f"  {self._accuracy_line(plan)}"
+            for plan, account in self.accounts.items()
+            if account.observed_mean is not None and not keeps(account.observed_mean, self.alphas[plan])
+        ]
+
+    def text(self) -> list[str]:
+        """The summary, for people."""
+        rows = [("requests", self._requests_line())]
+        if self.first_error is not None:
+            rows.append(("first error", self.first_error))
+        elif not self.routed:
+            why = (
+                "every line of the input is finished"
+                if self.already_done
+                else "no line of the input is to be routed"
+            )
+            rows.append(("nothing to do", why))
+        shares = (f"{model} {n} ({n / max(self.routed, 1):.0%})" for model, n in self.served.items())
+        rows.append(("served by", ", ".join(shares)))
+        if self.period or self.horizon:
+            of = f" of {self.horizon}" if self.horizon else ""
+            rows.append(("period", f"{self.period or '(no name)'}: {self.period_requests}{of} requests"))
+        rows.extend((f"accuracy {plan}".strip(), self._accuracy_line(plan)) for plan in self.accounts)
+        rows.extend(self._energy_rows() if self.routed else ())
+        width = max(len(name) for name, _ in rows)
+        return [f"{name:<{width}}  {value}" for name, value in rows if value]
+
+    def _requests_line(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        done = f" ({self.already_done} were done before)" if self.already_done else ""
+        return f"{self.routed} routed{done}{failed}, {self.explored} explored"
+
+    def _accuracy_line(self, plan: str) -> str:
+        alpha, account = self.alphas[plan], self.accounts[plan]
+        mean = account.observed_mean
+        parts = []
+        if mean is not None:
+            verdict = "kept" if keeps(mean, alpha) else "MISSED"
+            parts.append(
+                f"{mean:.4f} observed over {account.observed} requests, alpha {alpha:g}: SLA {verdict}"
+            )
+            if self.serve == "best":
+                parts.append("explorations served the best answer, chosen by its reference (--serve best)")
+        if account.estimated:
+            parts.append(
+                f"{account.estimated_sum / account.estimated:.4f} estimated over {account.estimated} "
+                "without reference"
+            )
+        if plan in self.unreachable:
+            parts.append("alpha is above what this zoo reaches")
+        return "; ".join(parts)
+
+    def _energy_rows(self) -> Iterator[tuple[str, str]]:
+        per_request = self.billed_joules / self.routed
+        by_meter = ", ".join(f"{joules:.4g} J {meter}" for meter, joules in self.overhead.items())
+        yield (
+            "energy",
+            f"{self.billed_joules:.4g} J billed ({'/'.join(self.meters) or 'no meter'}), "
+            f"{per_request:.4g} J per request, explorations included; {self.overhead_joules:.4g} J overhead"
+            + (f" ({by_meter})" if set(self.overhead) - set(self.meters) else ""),
+        )
+        for how, error in self.predicted.items():
+            what = "as calibrated" if how == "calibration" else "as adapted to readings"
+            yield (
+                "E_m(t)",
+                f"{what}: {error.mean:.0%} off on average (MAPE of {error.calls} readings), {error.bias:+.0%} in sum",
+            )
+        if self.largest_joules:
+            alone = self.served.get(self.largest) == self.routed
+            yield (
+                "against",
+                f"{self.largest_joules:.4g} J per request, the mean of what {self.largest} answered: "
+                f"{per_request / self.largest_joules:.0%} of that"
+                + ("" if alone else " (fuller batches cost less: --policy largest measures it)"),
+            )
+        if self.unmetered:
+            yield "unmetered", f"{self.unmetered} requests whose joules aren't known"
+
+
+class Tally:
+    """Counts what a run does.
+
+    Args:
+        names: the zoo's models.
+        controller: that decides the run; its ledger is read, never changed.
+        calibration: whose predictions are compared with what is read; None: there is none.
+    """
+
+    def __init__(self, names: Sequence[str], controller: Controller, calibration: Calibration | None) -> None:
+        self._names = names
+        self._controller = controller
+        self._calibration = calibration
+        self._lines = self._routed = self._failed = self._explored = self._unmetered = 0
+        self._served: Counter[str] = Counter()
+        self._first_error: str | None = None
+        self._billed = 0.0
+        self._overhead: Counter[str] = Counter()
+        self._meters: dict[str, None] = {}
+        self._predicted: dict[str, PredictionError] = {}
+        self._other_meter: str | None = None  # than the calibration's
+        self._told_other_meter = False
+        self._unreachable: set[str] = set()
+
+    def add(self, line: Settled | Rejected) -> None:
+        """Count a line that is finished."""
+        self._lines += 1
+        if isinstance(line, Rejected):
+            self._add_failure(line.error)
+            return
+        self._routed += 1
+        self._explored += line.decision.explored
+        if line.served is None:
+            self._add_failure(line.outcomes[line.decision.model].error)
+        else:
+            self._served[self._names[line.served]] += 1
+        if line.billed_joules is None:
+            self._unmetered += 1
+        for m, outcome in line.outcomes.items():
+            if outcome.meter:
+                self._meters[outcome.meter] = None
+            if outcome.joules:
+                self._billed += outcome.joules
+                self._compare(line, m, outcome.joules, outcome.meter)
+
+    def _add_failure(self, error: str | None) -> None:
+        self._failed += 1
+        self._first_error = self._first_error or error
+
+    def _compare(self, line: Settled, m: int, joules: float, meter: str | None) -> None:
+        """Book how far the predictions were from what was read."""
+        if line.decision.joules_predicted is not None:
+            adapted = self._predicted.setdefault("adapted", PredictionError())
+            adapted.add(line.decision.joules_predicted[m], joules)
+        if self._calibration is not None:
+            model = self._calibration.of(self._names[m])
+            alone = self._predicted.setdefault("calibration", PredictionError())
+            alone.add(model.joules(len(line.request.prompt)), joules)
+            if meter not in (model.meter, "replay", None):
+                self._other_meter = f"{meter}, and its calibration was by {model.meter}"
+
+    def add_overhead(self, joules: Mapping[str, float]) -> None:
+        """Count joules that belong to no request, by meter."""
+        self._overhead.update(joules)
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know as soon as it is known, one line each; everything once."""
+        warnings = []
+        if self._other_meter is not None and not self._told_other_meter:
+            self._told_other_meter = True
+            warnings.append(
+                f"this run is metered by {self._other_meter}: E_m(t) starts elsewhere, and adapts"
+            )
+        for plan, alpha in self._controller.settings.alphas.items():
+            if plan not in self._unreachable and self._controller.unreachable(plan):
+                self._unreachable.add(plan)
+                name = f' of plan "{plan}"' if plan else ""
+                warnings.append(
+                    f"alpha {alpha}{name} is above what this zoo reaches, even with the best answer to every "
+                    f"request. The SLA will be missed; {self._names[-1]} serves from here on"
+                )
+        return warnings
+
+    def progress(self, already_done: int, total: int | None) -> Progress:
+        """Where the run stands, given what earlier runs had done of `total` lines."""
+        accounts = self._controller.accounts.values()
+        alphas = set(self._controller.settings.alphas.values())
+        observed = sum(account.observed for account in accounts)
+        finished = already_done + self._lines
+        left = None if total is None else self._controller.expected_explorations(total - finished)
+        return Progress(
+            finished=finished,
+            total=total,
+            joules=self._billed,
+            accuracy=sum(a.observed_sum for a in accounts) / observed if observed else None,
+            alpha=next(iter(alphas)) if len(alphas) == 1 else None,
+            explorations_left=left,
+        )
+
+    def summary(
+        self,
+        *,
+        already_done: int,
+        largest_joules: float | None,
+        metric: str,
+        period: str,
+        horizon: int | None,
+        period_requests: int,
+        stopped_by: int | None,
+    ) -> Summary:
+        """The run, summed up. What only the state knows is given."""
+        settings = self._controller.settings
+        return Summary(
+            routed=self._routed,
+            already_done=already_done,
+            failed=self._failed,
+            served=dict(self._served),
+            explored=self._explored,
+            billed_joules=self._billed,
+            overhead=dict(self._overhead),
+            unmetered=self._unmetered,
+            meters=tuple(self._meters),
+            accounts={p: account for p, account in self._controller.accounts.items() if p in settings.alphas},
+            alphas=settings.alphas,
+            unreachable=tuple(sorted(self._unreachable)),
+            largest=self._names[-1],
+            largest_joules=largest_joules,
+            metric=metric,
+            serve=settings.serve,
+            predicted=self._predicted,
+            period=period,
+            horizon=horizon,
+            period_requests=period_requests,
+            stopped_by=stopped_by,
+            first_error=self._first_error,
+        )

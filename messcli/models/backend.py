@@ -1,0 +1,174 @@
+"""What runs a model: the Backend protocol, and the table of backends.
+
+A backend knows one model. It knows nothing of metrics or routing, and of energy only where its model's
+work isn't done in this process: it plans batches, answers them, and says how long a prompt is to its model.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast, runtime_checkable
+
+from messcli.errors import ZooError
+from messcli.records import Generation, Request
+from messcli.zoo import ModelSpec
+
+
+class Backend(Protocol):
+    """One model. Construction is cheap; `load` does the work and may be called again after `unload`."""
+
+    spec: ModelSpec
+
+    @property
+    def occupies_memory(self) -> bool:
+        """Whether `load` takes memory of this machine, so that --max-loaded counts it."""
+        ...
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices whose energy this model's calls are billed for, such as ("cuda:0",) or ("cpu",)."""
+        ...
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it can answer without loading."""
+        ...
+
+    def load(self) -> None:
+        """Load weights and tokenizer. Raises ModelError naming model, path and cure."""
+        ...
+
+    def unload(self) -> None:
+        """Give the memory back."""
+        ...
+
+    def prompt_tokens(self, request: Request) -> int:
+        """Length of the rendered prompt in this model's tokens (the tokenizer loads on first use)."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """The most prompt tokens that leave room for an answer; None where the model states no limit."""
+        ...
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Indices of `requests` in batches, each to be passed to `generate`; every index exactly once."""
+        ...
+
+    def generate(self, batch: Sequence[Request]) -> list[Generation]:
+        """Answer one batch, in order. Loads the model if need be.
+
+        One request's failure is a Generation with `error`; ModelError means that the model itself can't
+        answer. Returns only when every device has finished, so that a meter can be read right after.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """One answer with its bill. None: unknown, never a guess."""
+
+    generation: Generation
+    joules: float | None
+    seconds: float | None
+    meter: str  # for the row's `meter`
+
+
+@runtime_checkable
+class SelfMetered(Protocol):
+    """A Backend whose joules no counter of this process can read: it is metered where it runs, or reckoned.
+
+    It shares its requests out by itself, and overlaps with anything.
+    """
+
+    def fitting(self, requests: Sequence[Request]) -> list[bool]:
+        """Which of `requests` the model can take now."""
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> list[Billed]:
+        """Answer `requests`, in order, at whatever pace. Errors are those of `Backend.generate`."""
+        ...
+
+    def take_overhead(self) -> Mapping[str, float]:
+        """Joules since last taken that belong to no request, by meter."""
+        ...
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know of since last taken, one line each."""
+        ...
+
+
+@runtime_checkable
+class OtherProcesses(Protocol):
+    """A Backend whose model computes in other processes of this machine."""
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that aren't in this process's count, so far. Raises MeterError where they can't be seen."""
+        ...
+
+
+def fitting(backend: Backend, requests: Sequence[Request]) -> list[bool]:
+    """Which of `requests` leave room for an answer in the model's context."""
+    if isinstance(backend, SelfMetered):
+        return backend.fitting(requests)
+    limit = backend.context_length
+    if limit is None:
+        return [True] * len(requests)
+    return [backend.prompt_tokens(request) <= limit for request in requests]
+
+
+@runtime_checkable
+class Exact(Protocol):
+    """A backend that can be made to work on exact lengths: what `messcli calibrate` needs."""
+
+    def generate_exactly(
+        self, prompt_tokens: int, output_tokens: int, batch_size: int
+    ) -> Sequence[Generation]:
+        """Answer `batch_size` made-up prompts of `prompt_tokens` tokens with exactly `output_tokens` each.
+
+        The work is that of `generate`: the same batch, decoding and synchronisation. Raises ModelError.
+        """
+        ...
+
+
+# name in zoo.toml -> module:class; heavy libraries load only with the backend that needs them
+BACKENDS = {
+    "openai": "messcli.models.openai:OpenAIBackend",
+    "transformers": "messcli.models.transformers:TransformersBackend",
+    "vllm": "messcli.models.vllm:VllmBackend",
+}
+
+
+@contextmanager
+def collector_paused(*, for_good: bool = False) -> Iterator[None]:
+    """No garbage collection: it would walk again and again over what importing or loading has just made.
+
+    `for_good`: nor later, for what was made stays until the process ends (modules do, models don't).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if for_good:
+            gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def create(spec: ModelSpec, *, batch_size: int | None) -> Backend:
+    """The backend that `spec.backend` names. `batch_size` None means chosen by memory."""
+    try:
+        module, _, name = BACKENDS[spec.backend].partition(":")
+    except KeyError:
+        raise ZooError(
+            f'model "{spec.name}": unknown backend "{spec.backend}"; known are {", ".join(sorted(BACKENDS))}'
+        ) from None
+    with collector_paused(for_good=module not in sys.modules):
+        kind = getattr(import_module(module), name)
+    return cast(Backend, kind(spec, batch_size=batch_size))

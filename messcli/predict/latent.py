@@ -1,0 +1,142 @@
+"""Texts to a few dense numbers that are learnt from the first texts: latent semantic analysis.
+
+Deerwester et al. 1990: the directions in which the bags of words of some texts differ most. Few of them tell most
+of what a bag does, so that a regression on them needs few samples. No label is looked at. Knows nothing of accuracy
+or models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from messcli.predict.text import SHAPE, Encoder, Floats, encode_sparse, shape_of
+
+BUCKETS = 1 << 12  # of the bags; a collision of two rare words costs little
+LATENT = 64  # directions
+SIZE = SHAPE + LATENT
+FAR = 3.0  # deviations from the middle that a text can have: one unlike all others mustn't rule a regression
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """What is known of a text in any space."""
+
+    shape: list[float]  # `SHAPE` numbers
+    indices: NDArray[np.uint16]
+    values: NDArray[np.float32]
+
+
+def _encode_bags(texts: tuple[str, ...]) -> Iterator[Bag]:
+    for text, (indices, values) in zip(texts, encode_sparse(texts, BUCKETS), strict=True):
+        # without the constant
+        yield Bag(shape_of(text), indices[:-1].astype(np.uint16), values[:-1].astype(np.float32))
+
+
+bags: Encoder[Bag] = Encoder(_encode_bags, remembers=256)  # until each space has placed it
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A text, and where it lies in a space."""
+
+    text: str
+    at: Floats  # (SIZE,): its shape, then its place along the directions
+
+
+class LatentSpace:
+    """Where texts lie along the directions in which the texts that were fitted differ most; 0 before the first fit."""
+
+    def __init__(self) -> None:
+        self._directions = np.zeros((0, LATENT), np.float32)  # (BUCKETS, LATENT) once there are any
+        self._middle = np.zeros(LATENT, np.float32)  # where the mean bag lies
+        self.encode: Encoder[Placed] = Encoder(self._place)
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Learn the directions from `texts`. Along all of them together these have a variance of 1."""
+        distinct = list(dict.fromkeys(texts))
+        rows = np.zeros((len(distinct), BUCKETS))
+        for row, bag in zip(rows, bags.many(distinct), strict=True):
+            row[bag.indices] = bag.values
+        mean = rows.mean(axis=0)
+        rows -= mean
+        # of as many numbers as there are texts, not as there are buckets
+        values, vectors = np.linalg.eigh(rows @ rows.T)
+        found = np.flatnonzero(values > 1e-6 * max(values[-1], 1e-6))[::-1][:LATENT]
+        directions = rows.T @ (vectors[:, found] / np.sqrt(values[found]))
+        directions /= np.sqrt(max(values[found].sum() / len(distinct), 1e-6))
+        self._directions = np.zeros((BUCKETS, LATENT), np.float32)
+        self._directions[:, : len(found)] = directions
+        self._middle = (mean @ self._directions).astype(np.float32)
+        self.encode = Encoder(self._place)
+
+    def _place(self, texts: tuple[str, ...]) -> Iterator[Placed]:
+        placed = np.zeros((len(texts), SIZE))
+        for row, bag in zip(placed, bags.many(texts), strict=True):
+            row[:SHAPE] = bag.shape
+            if len(self._directions):
+                place = bag.values @ self._directions.take(bag.indices, 0) - self._middle
+                squared = float(place @ place)
+                row[SHAPE:] = place if squared <= FAR * FAR else place * (FAR / math.sqrt(squared))
+        placed.setflags(write=False)
+        return map(Placed, texts, placed)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {"directions": self._directions.copy(), "middle": self._middle.copy()}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._directions, self._middle = state["directions"].copy(), state["middle"].copy()
+        self.encode = Encoder(self._place)
+
+
+class Lessons:
+    """What was learnt before the space was settled, to be learnt again in a better one.
+
+    The space is fitted when so many lessons are there as `FITS` says: soon, and again when more texts tell more.
+    """
+
+    FITS = (32, 128, 512)
+
+    def __init__(self, models: int) -> None:
+        self._models = models
+        self._texts: list[str] = []
+        self._values: list[Floats] = []
+        self._fits = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether another fit is to come."""
+        return self._fits < len(self.FITS)
+
+    def add(self, text: str, values: Floats) -> bool:
+        """Keep a lesson. Returns whether the space is to be fitted now."""
+        self._texts.append(text)
+        self._values.append(values)
+        return len(self._texts) == self.FITS[self._fits]
+
+    def fit(self, space: LatentSpace) -> list[tuple[str, Floats]]:
+        """Fit the space. Returns the lessons, to be learnt anew; after the last fit they are forgotten."""
+        space.fit(self._texts)
+        self._fits += 1
+        lessons = list(zip(self._texts, self._values, strict=True))
+        if not self.open:
+            self._texts, self._values = [], []
+        return lessons
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {
+            "texts": np.frombuffer(json.dumps(self._texts).encode(), np.uint8),
+            "values": np.array(self._values).reshape(-1, self._models),
+            "fits": np.array([self._fits]),
+        }
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._texts = json.loads(state["texts"].tobytes())
+        self._values = list(state["values"].copy())
+        self._fits = int(state["fits"][0])

@@ -1,0 +1,385 @@
+"""The controller: decides windows of requests, and folds in what came of them.
+
+It holds everything that MESS+ remembers between requests: t, a queue per plan, what the predictors learnt.
+Knows nothing of models, meters or files. `decide` is pure; `settle` is the only thing that changes it, and
+does so as a function of its arguments alone, so that replaying the same events gives the same controller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from messcli.predict.base import Predictor
+from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.text import TOGETHER
+from messcli.records import Decision, Request
+from messcli.routing.policy import Policy, Recent, Served, View, VirtualQueue, coin
+
+DEFAULT_PLAN = ""
+
+_Row = tuple[float, ...] | None  # a number for every model
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run promises and how it explores. Changing it between runs is allowed and recorded."""
+
+    alphas: Mapping[str, float]  # plan -> target mean accuracy; DEFAULT_PLAN for requests without a plan
+    seed: int = 0
+    learn_from: str = "all"  # "explored": only from explorations, as the paper; "all": from every reference
+    serve: str = "largest"  # what an exploration serves; "best" leaks the reference into the accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What `settle` needs to know of one request: what was decided, and what came of it. Plain data.
+
+    Arrays run over the zoo; NaN where a model didn't run or nothing was read.
+    """
+
+    text: str
+    plan: str
+    decision: Decision
+    has_reference: bool
+    accuracies: tuple[float, ...]
+    joules: tuple[float, ...]
+    served: int | None  # the model whose output was served; None when every one asked failed
+
+    def dumps(self) -> bytes:
+        """As JSON; NaN becomes null. Floats come back exactly."""
+        return orjson.dumps(self, option=orjson.OPT_SERIALIZE_NUMPY)  # a metric may give numpy's floats
+
+    @classmethod
+    def loads(cls, data: bytes) -> Event:
+        plain = orjson.loads(data)
+        decision = plain.pop("decision")
+        for name in ("asked", "estimates", "joules_predicted"):
+            decision[name] = None if decision[name] is None else tuple(decision[name])
+        for name in ("accuracies", "joules"):
+            plain[name] = tuple(math.nan if value is None else value for value in plain[name])
+        return cls(decision=Decision(**decision), **plain)
+
+
+@dataclass(slots=True)
+class Account:
+    """The SLA ledger of one plan: what was promised and what was delivered."""
+
+    queue: VirtualQueue = field(default_factory=VirtualQueue)
+    observed: int = 0  # served requests with a reference
+    observed_sum: float = 0.0  # of their accuracies
+    estimated: int = 0  # served requests without one
+    estimated_sum: float = 0.0  # of their estimates
+    explored: int = 0
+    failed: int = 0
+
+    @property
+    def observed_mean(self) -> float | None:
+        return self.observed_sum / self.observed if self.observed else None
+
+
+class Controller:
+    """Algorithm 1 over windows of requests.
+
+    Args:
+        models: the size of the zoo.
+        policy: how a model is chosen.
+        predictor: Â of every model.
+        joules: E_m(t) of every model.
+    """
+
+    def __init__(
+        self, models: int, policy: Policy, predictor: Predictor, joules: JoulesPredictor, settings: Settings
+    ) -> None:
+        self.models = models
+        self.policy = policy
+        self.predictor = predictor
+        self.joules = joules
+        self.settings = settings
+        self.t = 0  # requests decided so far
+        self.explored = 0
+        self.owed = False  # an exploration fell on a request without a reference
+        self._recent = _RecentRequests(models, policy.remembers)
+        self.accounts = {plan: Account() for plan in settings.alphas}
+        # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
+        self._best = _Running()
+
+    # ---- deciding -------------------------------------------------------------------------------
+
+    def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
+        """Decide a window in order. Inside it, Q moves by the estimates of what was decided. Pure.
+
+        Args:
+            requests: the window's requests.
+            allowed: for each, the models that can take it, ascending; never empty.
+        """
+        queues = {plan: account.queue for plan, account in self.accounts.items()}
+        owed, explorations = self.owed, self.explored
+        decisions = []
+        predicted = self._predict([request.prompt for request in requests])
+        samples = self.predictor.samples.tolist()
+        for t, (request, can, (estimates, joules)) in enumerate(
+            zip(requests, allowed, predicted, strict=True), start=self.t + 1
+        ):
+            plan = request.plan or DEFAULT_PLAN
+            due = owed or coin(self.settings.seed, t) < self.policy.exploration_probability(t, explorations)
+            explored, owed = due and bool(request.references), due and not request.references
+            explorations += explored
+            if explored:
+                asked = tuple(can)
+                model = can[-1]
+            else:
+                model = self._choose(t, plan, queues[plan], can, estimates, joules, samples)
+                asked = (model,)
+            decisions.append(Decision(t, model, asked, explored, estimates, joules, owed))
+            if estimates is not None:
+                queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[model])
+        return decisions
+
+    def encode(self, texts: Sequence[str]) -> None:
+        """Have the features of `texts` at hand when they are asked for: together faster than one by one."""
+        for first in range(0, len(texts), TOGETHER):  # both look at the same texts, which are hashed once
+            batch = texts[first : first + TOGETHER]
+            self.predictor.encode_many(batch)
+            self.joules.encode_many(batch)
+
+    def _predict(self, texts: Sequence[str]) -> Iterator[tuple[_Row, _Row]]:
+        """Â and E_m(t) of every model, for each text; None while nothing is learnt."""
+
+        def rows(predictor: Predictor | JoulesPredictor) -> Iterable[_Row]:
+            predicted = predictor.predict_many(predictor.encode_many(texts))
+            return repeat(None, len(texts)) if predicted is None else map(tuple, predicted.tolist())
+
+        return zip(rows(self.predictor), rows(self.joules), strict=True)
+
+    def _choose(
+        self,
+        t: int,
+        plan: str,
+        queue: VirtualQueue,
+        allowed: Sequence[int],
+        estimates: tuple[float, ...] | None,
+        joules: tuple[float, ...] | None,
+        samples: Sequence[float],
+    ) -> int:
+        alpha = self.settings.alphas[plan]
+        if self.unreachable(plan):
+            return allowed[-1]
+        view = View(
+            t=t,
+            plan=plan,
+            queue=queue.length,
+            alpha=alpha,
+            allowed=allowed,
+            estimates=estimates,
+            joules=joules,
+            joules_unit=self.joules.unit,
+            samples=samples,
+        )
+        return self.policy.choose(view)
+
+    def expected_explorations(self, requests: int) -> float:
+        """How many of the next requests are likely to be explorations. Sampled, so that it stays cheap."""
+        if requests <= 0:
+            return 0.0
+        points = [self.t + 1 + round((k + 0.5) * requests / 16 - 0.5) for k in range(16)]
+        chances = [self.policy.exploration_probability(t, self.explored + t - self.t) for t in points]
+        return requests * sum(chances) / len(chances)
+
+    def unreachable(self, plan: str) -> bool:
+        """Whether alpha is above what the best answer of the whole zoo reaches, as far as explorations tell.
+
+        Three standard errors below alpha, over at least 30 explorations: then no choice can keep it.
+        """
+        best = self._best
+        if best.count < 30:
+            return False
+        return best.mean + 3.0 * math.sqrt(best.variance / best.count) < self.settings.alphas[plan]
+
+    # ---- folding in what came of it --------------------------------------------------------------
+
+    def settle(self, events: Sequence[Event]) -> list[float]:
+        """Fold a window's outcomes in, in request order: equation 2, then the learning steps.
+
+        Returns:
+            Q after each request.
+        """
+        queues = []
+        # Nothing is decided before the window's end: a price that is solved earlier would only be solved again.
+        last = {event.plan: event for event in events if event.served is not None}
+        for event in events:
+            account = self.accounts[event.plan]
+            self._account(account, event)
+            self._learn(event)
+            self._tell_policy(event, len(events), is_last=event is last.get(event.plan))
+            self.explored += event.decision.explored
+            self.t = event.decision.t
+            self.owed = event.decision.owed
+            queues.append(account.queue.length)
+        return queues
+
+    def _account(self, account: Account, event: Event) -> None:
+        account.explored += event.decision.explored
+        if event.served is None:
+            account.failed += 1
+            return
+        alpha = self.settings.alphas[event.plan]
+        accuracy = event.accuracies[event.served]
+        if not math.isnan(accuracy):
+            account.observed += 1
+            account.observed_sum += accuracy
+            account.queue = account.queue.after(alpha, accuracy)
+        elif event.decision.estimates is not None:
+            estimate = event.decision.estimates[event.served]
+            account.estimated += 1
+            account.estimated_sum += estimate
+            account.queue = account.queue.after(alpha, estimate)
+
+    def _learn(self, event: Event) -> None:
+        if not all(map(math.isnan, event.joules)):
+            self.joules.learn_one(self.joules.encode(event.text), np.array(event.joules))
+        if all(map(math.isnan, event.accuracies)):
+            return
+        if event.decision.explored or self.settings.learn_from == "all":
+            self.predictor.learn_one(self.predictor.encode(event.text), np.array(event.accuracies))
+        if event.decision.explored:
+            self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
+
+    def _tell_policy(self, event: Event, window: int, *, is_last: bool) -> None:
+        if not self.policy.remembers:
+            return
+        self._recent.add(event.text, event.decision)
+        if event.served is None:
+            return
+        accuracy, estimates = event.accuracies[event.served], event.decision.estimates
+        served = Served(
+            plan=event.plan,
+            alpha=self.settings.alphas[event.plan],
+            accuracy=None if math.isnan(accuracy) else accuracy,
+            estimate=None if estimates is None else estimates[event.served],
+            explored=event.decision.explored,
+            window=window,
+        )
+        self.policy.settle(
+            served, lambda: self._recent.seen_by(self.predictor, self.joules) if is_last else None
+        )
+
+    # ---- remembering -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything as arrays, for a snapshot; `load` of it continues exactly."""
+        plain = {
+            "t": self.t,
+            "explored": self.explored,
+            "owed": self.owed,
+            "policy": self.policy.state(),
+            "accounts": {plan: asdict(account) for plan, account in self.accounts.items()},
+            "best": asdict(self._best),
+        }
+        arrays: dict[str, NDArray[Any]] = {"controller": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+        for part, owner in self._parts():
+            arrays.update({f"{part}.{name}": array for name, array in owner.state().items()})
+        return arrays
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        plain = json.loads(state["controller"].tobytes())
+        self.t, self.explored, self.owed = plain["t"], plain["explored"], plain["owed"]
+        self.policy.load(plain["policy"])
+        for plan, kept in plain["accounts"].items():
+            kept["queue"] = VirtualQueue(**kept["queue"])
+            self.accounts[plan] = Account(**kept)
+        self._best = _Running(**plain["best"])
+        for part, owner in self._parts():
+            prefix = f"{part}."
+            owner.load(
+                {name[len(prefix) :]: array for name, array in state.items() if name.startswith(prefix)}
+            )
+
+    def _parts(self) -> tuple[tuple[str, Predictor | JoulesPredictor | _RecentRequests], ...]:
+        return ("predictor", self.predictor), ("joules", self.joules), ("recent", self._recent)
+
+
+class _RecentRequests:
+    """A ring of the latest requests, with what the predictors say of them: made anew when these have changed."""
+
+    def __init__(self, models: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._count = 0  # ever added
+        self._texts: list[str] = []
+        self._estimates = np.full((capacity, models), np.nan)
+        self._joules = np.full((capacity, models), np.nan)
+        self._versions = np.zeros(2, np.int64)  # of the predictors that filled the arrays
+
+    def add(self, text: str, decision: Decision) -> None:
+        place = self._count % self._capacity
+        self._count += 1
+        if place == len(self._texts):
+            self._texts.append(text)
+        else:
+            self._texts[place] = text
+        self._estimates[place] = np.nan if decision.estimates is None else decision.estimates
+        self._joules[place] = np.nan if decision.joules_predicted is None else decision.joules_predicted
+
+    def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
+        """What the predictors say of the requests now; None while one of them can't."""
+        estimates, expected = self._estimates[: len(self._texts)], self._joules[: len(self._texts)]
+        known = (
+            predictor.samples.all()
+            and self._refresh(0, predictor, estimates)
+            and self._refresh(1, joules, expected)
+        )
+        return Recent(estimates, expected, predictor.samples) if known else None
+
+    def _refresh(self, place: int, predictor: Predictor | JoulesPredictor, said: NDArray[np.float64]) -> bool:
+        """Predict anew where the predictor has changed or something isn't predicted. Returns whether it can."""
+        if predictor.version == self._versions[place] and not np.isnan(said).any():
+            return True
+        predicted = predictor.predict_many(predictor.encode_many(self._texts))
+        if predicted is None:
+            return False
+        said[:] = predicted
+        self._versions[place] = predictor.version
+        return True
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        texts = json.dumps(self._texts).encode()
+        return {
+            "texts": np.frombuffer(texts, np.uint8),
+            "count": np.array([self._count]),
+            "estimates": self._estimates.copy(),
+            "joules": self._joules.copy(),
+            "versions": self._versions.copy(),
+        }
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._texts = json.loads(state["texts"].tobytes())
+        self._count = int(state["count"][0])
+        self._estimates, self._joules = state["estimates"].copy(), state["joules"].copy()
+        self._versions = state["versions"].copy()
+
+
+@dataclass(slots=True)
+class _Running:
+    """Mean and variance of numbers seen one at a time (Welford's method)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        step = value - self.mean
+        self.mean += step / self.count
+        self.squares += step * (value - self.mean)
+
+    @property
+    def variance(self) -> float:
+        return self.squares / (self.count - 1) if self.count > 1 else 0.0

@@ -1,0 +1,72 @@
+"""Where outcomes come from: live models (`messcli/models/live.py`) or a recorded table. The loop can't tell them apart.
+
+A source knows how to get (output, accuracy, joules) for a request and a model. It knows nothing of which
+model should be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from messcli.errors import OutcomesError
+from messcli.records import Outcome, Request
+
+Asked = Sequence[tuple[Request, Sequence[int]]]  # the models that each request is put to
+
+
+class OutcomeSource(Protocol):
+    """Answers requests with the models of a zoo, given as indices into `names`."""
+
+    names: tuple[str, ...]
+
+    def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+        """For each request, the models that can take its prompt, ascending; may be empty."""
+        ...
+
+    def query(self, asked: Asked) -> list[dict[int, Outcome]]:
+        """For each request, the outcome of every model it was put to."""
+        ...
+
+    def take_overhead(self) -> Mapping[str, float]:
+        """Joules since last taken that belong to no request, by meter."""
+        ...
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know of since last taken, one line each."""
+        ...
+
+    def close(self) -> None:
+        """Give the models' memory back."""
+        ...
+
+
+class Recorded:
+    """Outcomes that were measured before, by request id: a drop-in replacement for models and meters."""
+
+    def __init__(self, names: Sequence[str], outcomes: Mapping[str | int, Mapping[str, Outcome]]) -> None:
+        self.names = tuple(names)
+        self._outcomes = outcomes
+
+    def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+        return [tuple(range(len(self.names)))] * len(requests)
+
+    def query(self, asked: Asked) -> list[dict[int, Outcome]]:
+        return [{m: self._outcome(request, self.names[m]) for m in models} for request, models in asked]
+
+    def _outcome(self, request: Request, name: str) -> Outcome:
+        try:
+            return self._outcomes[request.id][name]
+        except KeyError:
+            raise OutcomesError(
+                f'no outcome of model "{name}" for request {request.id!r} was recorded. Record the input again'
+            ) from None
+
+    def take_overhead(self) -> Mapping[str, float]:
+        return {}
+
+    def take_warnings(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,181 @@
+"""`simulate --best`: the V and c that keep the promise for the least energy, and whether it can be kept at all.
+
+Settings are chosen on some request orders and checked on others. Knows the simulator; nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from messcli.routing.setup import Setup
+from messcli.simulation.hindsight import oracle, static_mix
+from messcli.simulation.results import Line, Result, line_of, lines
+from messcli.simulation.runs import SimulateConfig, Task, each, run_task
+from messcli.simulation.table import OutcomeTable
+
+DEFAULT_ORDERS = 20
+DEFAULT_V = (None, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # None: found by the program
+DEFAULT_C = (0.1, 1.0, 3.0)
+TOLERATED = 0.05  # the part of all orders that may miss alpha
+FIRST_ORDERS = 5  # all settings run these; those that have missed too often by then run no more
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What is best at one alpha."""
+
+    alpha: float
+    best_model: str
+    best_model_accuracy: float  # alpha is sure to be within reach up to here
+    limit: float  # mean accuracy of the best answer to every request: beyond it, nothing helps
+    static_joules: float
+    largest_joules: float
+    tried: int  # settings
+    chosen: Line | None  # on the orders used for choosing; None: no setting met alpha often enough
+    check: Line | None  # the same setting on as many other orders
+    nearest: Line | None  # without a choice: what met alpha most often
+    command: str  # the choice as options of `route`; "" without one
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the other orders bear the choice out."""
+        return self.check is not None and self.check.meets >= _required(self.check.orders)
+
+
+def _required(orders: int) -> int:
+    return orders - math.floor(TOLERATED * orders)
+
+
+def advise(
+    table: OutcomeTable,
+    config: SimulateConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Advice]:
+    """The best setting at each alpha, over `config.v` x `config.c`; (None,) for either means a grid of ours."""
+    config = replace(config, orders=config.orders or DEFAULT_ORDERS)
+    return [_advise(table, config, alpha, on_progress) for alpha in config.alphas]
+
+
+def _settings(config: SimulateConfig) -> list[tuple[float | None, float | None]]:
+    swept_v = DEFAULT_V if config.v == (None,) else config.v
+    swept_c = DEFAULT_C if config.c == (None,) else config.c
+    # without V the program also sets its own c
+    own = [(None, None)] if None in swept_v and config.c == (None,) else []
+    return [*own, *((v, c) for v, c in product(swept_v, swept_c) if v is not None or not own)]
+
+
+def _advise(
+    table: OutcomeTable, config: SimulateConfig, alpha: float, on_progress: Callable[[int, int], None]
+) -> Advice:
+    orders = config.orders or DEFAULT_ORDERS
+    settings = _settings(config)
+    first = min(FIRST_ORDERS, orders)
+    seeds = range(config.seed, config.seed + orders)
+
+    def results(wanted: Sequence[tuple[float | None, float | None]], seeds: range) -> list[Result]:
+        tasks = [
+            Task(
+                Setup("mess+", v, c, config.learn, config.predictor, seed, config.serve),
+                alpha,
+                shuffled=True,
+                window=config.window,
+            )
+            for v, c in wanted
+            for seed in seeds
+        ]
+        return each(run_task, tasks, table, config.jobs, on_progress)
+
+    def missed(line: Line) -> int:
+        return line.orders - line.meets
+
+    begun = results(settings, seeds[:first])
+    after_first = lines(begun)
+    hopeful = [(line.v, line.c) for line in after_first if missed(line) <= orders - _required(orders)]
+    rest = results(hopeful, seeds[first:]) if hopeful and orders > first else []
+    kept = lines([r for r in begun if (r.v, r.c) in hopeful] + rest)
+    good = [line for line in kept if line.meets >= _required(orders)]
+    chosen = min(good, key=lambda line: line.billed_joules, default=None)
+    check = None
+    if chosen is not None:
+        others = range(config.seed + orders, config.seed + 2 * orders)
+        check = line_of(results([(chosen.v, chosen.c)], others))
+    nearest = None
+    if chosen is None:
+        nearest = max(kept or after_first, key=lambda line: (line.meets / line.orders, line.accuracy))
+    means = table.accuracies.mean(axis=0)
+    best = int(means.argmax())
+    return Advice(
+        alpha=alpha,
+        best_model=table.names[best],
+        best_model_accuracy=float(means[best]),
+        limit=float(table.accuracies.max(axis=1).mean()),
+        static_joules=static_mix(table, alpha).billed_joules,
+        largest_joules=float(table.joules[:, -1].mean()),
+        tried=len(settings),
+        chosen=chosen,
+        check=check,
+        nearest=nearest,
+        command="" if chosen is None else _command(chosen, config),
+    )
+
+
+def advice_lines(table: OutcomeTable, advice: Advice) -> list[str]:
+    """The advice, for people."""
+    text = [f"alpha {advice.alpha:.4f}"]
+    bound = oracle(table, advice.alpha)
+    if advice.alpha > advice.limit:
+        text.append(
+            f"  out of reach: even the best answer to every request reaches only {advice.limit:.4f}. "
+            "Lower alpha, or add a better model"
+        )
+    elif advice.alpha > advice.best_model_accuracy:
+        text.append(
+            f"  within reach only by choosing well: {advice.best_model} alone reaches "
+            f"{advice.best_model_accuracy:.4f}, the best answer to every request {advice.limit:.4f}"
+        )
+    else:
+        text.append(
+            f"  feasible: {advice.best_model} alone reaches {advice.best_model_accuracy:.4f}; static mix "
+            f"{advice.static_joules:.4g} J per request, oracle {bound.billed_joules:.4g} J"
+        )
+    if advice.chosen is None:
+        text.append(
+            f"  none of {advice.tried} settings met alpha in {1 - TOLERATED:.0%} of the orders. "
+            "Lower alpha, take a smaller V, or promise a margin less than you aim for"
+        )
+        if advice.nearest is not None:
+            text.append(f"  nearest: {_told(advice.nearest)}")
+        return text
+    text.append(f"  best of {advice.tried} settings: {_told(advice.chosen)}")
+    saved = 1 - advice.chosen.billed_joules / advice.largest_joules
+    against = advice.chosen.billed_joules / advice.static_joules
+    text.append(f"    {saved:.1%} less than the largest model alone; {against:.2f} of the static mix")
+    if advice.check is not None:
+        verdict = "confirmed" if advice.confirmed else "NOT confirmed: take a smaller V or aim above alpha"
+        text.append(f"  on {advice.check.orders} orders not used for choosing: {_told(advice.check)}")
+        text.append(f"    {verdict}")
+    text.append(f"  {advice.command}")
+    return text
+
+
+def _command(line: Line, config: SimulateConfig) -> str:
+    given = {
+        "--v": None if line.v is None else f"{line.v:g}",
+        "--c": None if line.c is None else f"{line.c:g}",
+        "--learn": config.learn if config.learn != Setup().learn else None,
+        "--predictor": config.predictor if config.predictor != Setup().predictor else None,
+    }
+    options = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
+    return f"messcli route --alpha {line.alpha:.4g}{options}"
+
+
+def _told(line: Line) -> str:
+    v = "found by the program" if line.v is None else f"{line.v:g}"
+    c = "its own" if line.c is None else f"{line.c:g}"
+    return (
+        f"V {v}, c {c}: alpha met in {line.meets}/{line.orders} orders, accuracy {line.accuracy:.4f}"
+        f" ± {line.accuracy_deviation:.4f}, {line.billed_joules:.4g} J per request, all billed"
+    )

@@ -1,0 +1,257 @@
+"""The loop over a recorded table: every policy, setting and request order, on all cores.
+
+The loop is `route`'s own, with `Recorded` in place of live models: what is judged here is the code that
+runs there. Knows nothing of files or terminals.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import numpy as np
+
+from messcli.errors import MessError, UsageError
+from messcli.metrics import keeps
+from messcli.predict.text import remember
+from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.loop import Settled, steps
+from messcli.routing.setup import POLICIES, Setup, create_controller
+from messcli.simulation.hindsight import ORACLE, oracle
+from messcli.simulation.results import Result
+from messcli.simulation.table import OutcomeTable
+
+BLIND = ("smallest", "largest")  # the same whatever the order, alpha, V and c
+ALL_POLICIES = (*[name for name in POLICIES if name != "mess+"], "mess+", ORACLE)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class SimulateConfig:
+    """What to simulate: every policy at every alpha, V and c, on every request order."""
+
+    alphas: tuple[float, ...]
+    policies: tuple[str, ...] = ALL_POLICIES
+    v: tuple[float | None, ...] = (None,)  # None: the default, or found by the program
+    c: tuple[float | None, ...] = (None,)
+    orders: int | None = None  # so many shuffled orders; None: the table's own order
+    seed: int = 0  # of the first order (and of its explorations); the next ones count up
+    learn: str = "all"
+    predictor: str = "ridge"
+    serve: str = "largest"
+    window: int = 1
+    jobs: int = 1
+
+    @property
+    def seeds(self) -> range:
+        """One per request order."""
+        return range(self.seed, self.seed + (self.orders or 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run of the loop over the table."""
+
+    setup: Setup
+    alpha: float
+    shuffled: bool  # by setup.seed
+    window: int = 1
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+def replay(table: OutcomeTable, task: Task) -> Iterator[Settled]:
+    """Run the loop over the table's requests; yield each with all that came of it."""
+    requests: Sequence[Any] = table.requests
+    if task.shuffled:
+        order = np.random.default_rng(task.setup.seed).permutation(len(requests))
+        requests = [requests[position] for position in order]
+    setup = replace(task.setup, horizon=len(requests))
+    controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
+    if remember(len(requests)):  # every order of the table has the same texts
+        controller.encode([request.prompt for request in requests])
+    for step in steps(requests, controller, table.source, task.window):
+        for line in step.lines:
+            if isinstance(line, Settled):  # a recorded request always fits
+                yield line
+
+
+def run_task(table: OutcomeTable, task: Task) -> Result:
+    """Run the loop over the table and add up."""
+    served = [0] * len(table.names)
+    accuracy = billed = paper = 0.0
+    explorations = 0
+    for line in replay(table, task):
+        m = line.decision.model if line.served is None else line.served
+        outcome = line.outcomes[m]
+        served[m] += 1
+        explorations += line.decision.explored
+        accuracy += outcome.accuracy or 0.0
+        paper += outcome.joules or 0.0
+        billed += line.billed_joules or 0.0
+    count = len(table.requests)
+    return Result(
+        policy=task.setup.policy,
+        alpha=task.alpha,
+        v=task.setup.v,
+        c=task.setup.c,
+        seed=task.setup.seed,
+        requests=count,
+        accuracy=accuracy / count,
+        billed_joules=billed / count,
+        paper_joules=paper / count,
+        explorations=explorations,
+        served=dict(zip(table.names, served, strict=True)),
+        meets_alpha=keeps(accuracy / count, task.alpha),
+    )
+
+
+# ---- many runs -----------------------------------------------------------------------------------
+
+
+def alphas_at(table: OutcomeTable, fractions: Iterable[float]) -> tuple[float, ...]:
+    """Targets so far of the way from the smallest model's mean accuracy to the best one's."""
+    means = table.accuracies.mean(axis=0)
+    smallest, best = float(means[0]), float(means.max())
+    return tuple(smallest + fraction * (best - smallest) for fraction in fractions)
+
+
+def simulate(
+    table: OutcomeTable,
+    config: SimulateConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """Run everything that `config` asks for.
+
+    Args:
+        on_progress: called with runs done and runs in all.
+
+    Returns:
+        One result per policy, setting and request order; settings in the order they were asked for.
+    """
+    for name in config.policies:
+        if name not in ALL_POLICIES:
+            raise UsageError(f'unknown policy "{name}". Known are {", ".join(ALL_POLICIES)}')
+    tasks = list(dict.fromkeys(_task_of(cell) for cell in _cells(config) if cell.setup.policy != ORACLE))
+    done = dict(zip(tasks, each(run_task, tasks, table, config.jobs, on_progress), strict=True))
+    hindsight = {alpha: oracle(table, alpha) for alpha in config.alphas if ORACLE in config.policies}
+    results = []
+    for cell in _cells(config):
+        if cell.setup.policy == ORACLE:
+            results.append(replace(hindsight[cell.alpha], seed=cell.setup.seed))
+            continue
+        result = done[_task_of(cell)]
+        meets = keeps(result.accuracy, cell.alpha)
+        results.append(replace(result, alpha=cell.alpha, seed=cell.setup.seed, meets_alpha=meets))
+    return results
+
+
+def _cells(config: SimulateConfig) -> Iterator[Task]:
+    """Every (policy, setting, order) that a result is due for."""
+    for alpha, policy in product(config.alphas, config.policies):
+        swept_v = config.v if policy == "mess+" else (None,)
+        swept_c = config.c if policy == "mess+" else (None,)
+        for v, c, seed in product(swept_v, swept_c, config.seeds):
+            setup = Setup(policy, v, c, config.learn, config.predictor, seed, config.serve)
+            yield Task(setup, alpha, config.orders is not None, config.window)
+
+
+def _task_of(cell: Task) -> Task:
+    """The run that a cell's result comes from: `smallest` and `largest` need only one for all of them."""
+    if cell.setup.policy in BLIND:
+        setup = replace(cell.setup, seed=0, predictor="mean")  # they don't look at estimates
+        return replace(cell, setup=setup, alpha=0.0, shuffled=False)
+    return cell
+
+
+# ---- all cores -----------------------------------------------------------------------------------
+
+# What a worker process works on; set once per process, so that a task travels as a few numbers.
+_worker: dict[str, Any] = {}
+
+
+def each(
+    function: Callable[[OutcomeTable, Item], Answer],
+    items: Sequence[Item],
+    table: OutcomeTable,
+    jobs: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Answer]:
+    """function(table, item) for every item, in order, on `jobs` processes.
+
+    The function has to be importable by its name. With one job or one item everything runs here.
+    """
+    answers: list[Answer] = []
+    with _mapper(function, table, min(jobs, len(items))) as mapper:
+        for answer in mapper(items):
+            answers.append(answer)
+            on_progress(len(answers), len(items))
+    return answers
+
+
+@contextmanager
+def _mapper(
+    function: Callable[[OutcomeTable, Item], Answer], table: OutcomeTable, jobs: int
+) -> Iterator[Callable[[Sequence[Item]], Iterator[Answer]]]:
+    if jobs <= 1:
+        yield lambda items: (function(table, item) for item in items)
+        return
+    # Spawned, not forked: a fork of a process with threads (BLAS, tqdm) can hang.
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(function, table)
+        ) as pool,
+    ):
+        try:
+            yield lambda items: pool.map(_in_worker, items)
+        except BrokenProcessPool:
+            raise MessError(
+                f"one of {jobs} processes was killed, most likely for want of memory. Run with --jobs 1"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started meanwhile use one thread each: there is one process per core already."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def _start_worker(function: Callable[..., Any], table: OutcomeTable) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent answers it
+    _worker.update(function=function, table=table)
+
+
+def _in_worker(item: Any) -> Any:
+    return _worker["function"](_worker["table"], item)
+
+
+def cores() -> int:
+    """How many processes this one may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Benches: each prints its figures with one command (see its first lines)."""

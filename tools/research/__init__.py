@@ -1,0 +1,1 @@
+"""Evidence on recorded tables: the paper's tables and figures."""
