@@ -211,7 +211,7 @@ def test_every_noun_is_in_training() -> None:
 def _load(name: str):  # type: ignore[no-untyped-def]  # transformers has no types here
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = train.HERE / name
+    folder = train.ZOO / name
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -219,7 +219,7 @@ def _load(name: str):  # type: ignore[no-untyped-def]  # transformers has no typ
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_tells_the_truth(name: str) -> None:
     model, tokenizer = _load(name)
-    text = (train.HERE / name / "README.md").read_text(encoding="utf-8")
+    text = (train.ZOO / name / "README.md").read_text(encoding="utf-8")
     row = re.search(r"^\| samples/requests\.jsonl \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
     assert row is not None
     prompts, references = train.sample_references()
@@ -238,13 +238,13 @@ def test_the_card_tells_the_truth(name: str) -> None:
 def test_the_zoo_is_ordered_and_small() -> None:
     exact = []
     for name in NAMES:
-        text = (train.HERE / name / "README.md").read_text(encoding="utf-8")
+        text = (train.ZOO / name / "README.md").read_text(encoding="utf-8")
         exact.append([float(number) for number in re.findall(r"^\| \w+ \w+ \| \d+ \| ([\d.]+)", text, re.M)])
     small, medium, large = (scores[-1] for scores in exact)
     assert small < medium < large
     assert large >= 0.93
     assert min(exact[-1]) >= 0.85
-    weights = sum((train.HERE / name / "model.safetensors").stat().st_size for name in NAMES)
+    weights = sum((train.ZOO / name / "model.safetensors").stat().st_size for name in NAMES)
     assert weights < 4_000_000
 
 

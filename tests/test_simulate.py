@@ -147,7 +147,8 @@ def test_a_result_per_policy_setting_and_order():
 
 # ---- hindsight --------------------------------------------------------------------------------------
 
-unit = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)
+# The solver takes what is below its tolerance, 1e-7, for 0.
+unit = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1).map(lambda value: round(value, 6))
 cells = st.tuples(unit, st.floats(0.1, 100))
 
 
@@ -159,7 +160,7 @@ def small_tables(draw):
     return array[:, :, 0], array[:, :, 1]
 
 
-@given(small_tables(), st.floats(0, 1))
+@given(small_tables(), unit)
 def test_the_oracle_is_the_linear_programme_rounded_up(table, alpha):
     accuracies, joules = table
     count, models = accuracies.shape
