@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
+
+Fault = Literal["request", "model", "run"]  # whose trouble an error is
 
 # The columns of an output row, in order. An input's own extra fields follow the id.
 ROW_FIELDS = (
@@ -68,12 +70,21 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a backend made of one request. Token counts leave padding out."""
+    """What a backend made of one request. Token counts leave padding out.
+
+    `fault` says whose trouble `error` is: the request's (this model can't take it, however often it is asked;
+    another may), the model's (it failed, and might not the next time) or the run's (a key, a quota: nothing
+    more can be asked of this model).
+    `confidence` holds mean, least, p10 and p50 of the answer's token log-probabilities, and `tokens`, how many.
+    """
 
     output: str | None
     prompt_tokens: int
     output_tokens: int
     error: str | None = None  # this request failed; the others of its batch did not
+    fault: Fault | None = None  # None without an error
+    finish: str | None = None  # stop, length, filtered, tool_calls; None where it isn't known
+    confidence: Mapping[str, float] | None = None  # None where the backend can't tell
 
 
 @dataclass(frozen=True, slots=True)

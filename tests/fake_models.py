@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from messcli.errors import ModelError
-from messcli.models.backend import BACKENDS
+from messcli.models.backend import BACKENDS, InBatches
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -16,7 +16,7 @@ SKILLS = {"small": 3, "medium": 6, "large": 9}  # the longest prompt, in words, 
 WORDS = ("apple", "bird", "cloud", "door", "egg", "fire", "glass", "hill", "ink")
 
 
-class FakeBackend:
+class FakeBackend(InBatches):
     """Repeats a prompt that isn't too long for it, and says "?" to others."""
 
     fail_after: ClassVar[int | None] = None  # calls until every model breaks

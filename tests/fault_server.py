@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from messcli.models.backend import InBatches
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -79,7 +81,7 @@ class Server:
         self._process.stdout.close()
 
 
-class ToyBackend:
+class ToyBackend(InBatches):
     """Answers at once, as a hash of the prompt says: right, half right or wrong. For faults only."""
 
     def __init__(self, spec: Any, *, batch_size: int | None) -> None:

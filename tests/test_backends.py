@@ -18,7 +18,7 @@ from tiny_models import WORDS, save_bart, save_llama, save_t5
 from messcli.energy import EnergyLedger, Meter
 from messcli.errors import ModelError, ModelTooLarge, ZooError
 from messcli.metrics import load_metric
-from messcli.models.backend import BACKENDS, create
+from messcli.models.backend import BACKENDS, InBatches, create
 from messcli.models.live import Live
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
@@ -132,9 +132,63 @@ def test_an_over_long_prompt_is_that_requests_error_only(conforming):
         limit + 1,
         0,
         error=f'model "tiny": the prompt has {limit + 1} tokens, and the model takes {limit}',
+        fault="request",
     )
     assert answers[1].error is None
     assert answers[1].output is not None
+
+
+def streamed(tiny: Any, many: list[Request]) -> tuple[dict[int, Generation], dict[int, list[int]]]:
+    """What came of a stream: an answer per index, once, and the work of all groups summed up."""
+    answers: dict[int, Generation] = {}
+    work: dict[int, list[int]] = {}
+    for group in tiny.stream(many):
+        for index, answer in group.finished:
+            assert index not in answers
+            answers[index] = answer
+        for index, (read, written) in group.work.items():
+            sums = work.setdefault(index, [0, 0])
+            sums[0] += read
+            sums[1] += written
+    return answers, work
+
+
+def test_a_stream_answers_each_request_once_and_says_what_was_worked_on(conforming):
+    many = requests(23)
+    answers, work = streamed(conforming, many)
+    assert [answers[index] for index in range(len(many))] == conforming.generate(many)
+    assert work == {index: [a.prompt_tokens, a.output_tokens] for index, a in answers.items()}
+    assert streamed(conforming, []) == ({}, {})
+
+
+def test_what_a_stream_cannot_answer_is_no_work(conforming):
+    limit = conforming.context_length
+    if limit is None:
+        pytest.skip("this model states no limit")
+    many = [*requests(5), Request(id="long", prompt=" ".join(WORDS[:1] * limit))]
+    answers, work = streamed(conforming, many)
+    assert answers[5].fault == "request"
+    assert sorted(work) == [0, 1, 2, 3, 4]
+
+
+def test_a_closed_stream_answers_nothing_more(conforming):
+    many = requests(40)
+    groups = conforming.stream(many)
+    first = next(groups)
+    groups.close()
+    assert 0 < len(first.finished) < len(many)
+    assert len(streamed(conforming, many)[0]) == len(many)  # and it can be asked again
+
+
+def test_suspend_and_resume(conforming):
+    before = conforming.generate(requests(3))
+    conforming.suspend()
+    assert not conforming.loaded
+    conforming.resume()
+    assert conforming.loaded
+    assert conforming.generate(requests(3)) == before
+    conforming.suspend()
+    assert conforming.generate(requests(3)) == before  # loads by itself
 
 
 def test_unknown_backends_are_told():
@@ -173,6 +227,10 @@ def test_running_out_of_memory_halves_the_batch(folders, monkeypatch, fault, fit
     assert max(size for size in sizes if size <= fits) <= fits
     # and it is remembered: the next plan asks for no batch that large
     assert max(len(batch) for batch in tiny.plan(many)) < 8
+    del sizes[:]
+    answers, _ = streamed(tiny, many)
+    assert [answers[index] for index in range(8)] == expected
+    assert max(sizes) < 8
 
 
 def test_one_request_that_does_not_fit_is_its_own_error(folders, monkeypatch):
@@ -618,7 +676,7 @@ def test_loading_and_answering_write_nothing_to_the_terminal(folders, capfd, cap
 # --- several models: memory, devices, order ---
 
 
-class Fake:
+class Fake(InBatches):
     """A backend that answers at once and keeps a log; `too_large` says how many may be in memory with it."""
 
     occupies_memory = True

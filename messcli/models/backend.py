@@ -19,6 +19,18 @@ from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Answers that are ready, and what the device has worked on since the group before.
+
+    A device's joules between two groups are split over `work`: it names every request that ran meanwhile,
+    finished or not. A request's numbers add up to its prompt's and its answer's tokens over all groups.
+    """
+
+    finished: Sequence[tuple[int, Generation]]  # index into the requests, answer
+    work: Mapping[int, tuple[int, int]]  # index -> (prompt tokens read, output tokens written)
+
+
 class Backend(Protocol):
     """One model. Construction is cheap; `load` does the work and may be called again after `unload`."""
 
@@ -47,6 +59,14 @@ class Backend(Protocol):
         """Give the memory back."""
         ...
 
+    def suspend(self) -> None:
+        """Give the device's memory back in the way that `resume` undoes fastest. `loaded` is then False."""
+        ...
+
+    def resume(self) -> None:
+        """Be loaded again after `suspend`; `load` does the same. Raises what `load` raises."""
+        ...
+
     def prompt_tokens(self, request: Request) -> int:
         """Length of the rendered prompt in this model's tokens (the tokenizer loads on first use)."""
         ...
@@ -54,6 +74,17 @@ class Backend(Protocol):
     @property
     def context_length(self) -> int | None:
         """The most prompt tokens that leave room for an answer; None where the model states no limit."""
+        ...
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
+        """Answer a model's whole share of a window, in whatever order keeps the device full.
+
+        Groups come as answers do: about once a second or every 64 answers, a batch at a time where a model
+        runs batches. Each request finishes once. Every device has finished with a group's work when it is
+        yielded, so that a meter can be read. Closing the iterator ends within seconds what still runs.
+        Loads the model if need be. One request's failure is a Generation with `error`; ModelError means that
+        the model itself can't answer, and what was yielded stands.
+        """
         ...
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -67,6 +98,33 @@ class Backend(Protocol):
         answer. Returns only when every device has finished, so that a meter can be read right after.
         """
         ...
+
+
+class InBatches:
+    """`stream`, `suspend` and `resume` for a backend that plans batches and answers them one by one."""
+
+    def stream(self: Backend, requests: Sequence[Request]) -> Iterator[Group]:
+        """Each batch of `plan` is a group."""
+        for batch in self.plan(requests):
+            answers = self.generate([requests[index] for index in batch])
+            yield group_of(dict(zip(batch, answers, strict=True)))
+
+    def suspend(self: Backend) -> None:
+        """Nothing is faster here than unloading."""
+        self.unload()
+
+    def resume(self: Backend) -> None:
+        self.load()
+
+
+def group_of(answers: Mapping[int, Generation]) -> Group:
+    """The group of answers whose whole work was done since the group before."""
+    ran = {
+        index: (answer.prompt_tokens, answer.output_tokens)
+        for index, answer in answers.items()
+        if answer.error is None
+    }
+    return Group(tuple(answers.items()), ran)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +150,10 @@ class SelfMetered(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list[Billed]:
         """Answer `requests`, in order, at whatever pace. Errors are those of `Backend.generate`."""
+        ...
+
+    def stream_billed(self, requests: Sequence[Request]) -> Iterator[Sequence[tuple[int, Billed]]]:
+        """Answers with their bills as they come: (index into `requests`, bill). Otherwise as `stream`."""
         ...
 
     def take_overhead(self) -> Mapping[str, float]:

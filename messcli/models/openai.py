@@ -25,6 +25,7 @@ from typing import Any
 import urllib3
 
 from messcli.errors import ModelError
+from messcli.models.backend import InBatches
 from messcli.models.processes import ProcessClock, listeners
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
@@ -56,7 +57,7 @@ _OPTIONS = {
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
-class OpenAIBackend:
+class OpenAIBackend(InBatches):
     """One model of a server. See `messcli.models.backend.Backend` for the protocol.
 
     Args:

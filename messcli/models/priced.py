@@ -6,9 +6,9 @@ labelled: `stated` and `calibration` are no measurements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from messcli.models.backend import Backend, Billed, fitting
+from messcli.models.backend import Backend, Billed, Group, fitting
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -52,6 +52,12 @@ class Priced:
     def unload(self) -> None:
         self._backend.unload()
 
+    def suspend(self) -> None:
+        self._backend.suspend()
+
+    def resume(self) -> None:
+        self._backend.resume()
+
     def prompt_tokens(self, request: Request) -> int:
         return self._backend.prompt_tokens(request)
 
@@ -61,11 +67,18 @@ class Priced:
     def generate(self, batch: Sequence[Request]) -> list[Generation]:
         return self._backend.generate(batch)
 
+    def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
+        return self._backend.stream(requests)
+
+    def stream_billed(self, requests: Sequence[Request]) -> Iterator[Sequence[tuple[int, Billed]]]:
+        """Seconds are unknown: the server's own are not ours to see, and the wait is shared with others."""
+        for group in self.stream(requests):
+            yield [(index, self._billed(generation)) for index, generation in group.finished]
+
     def fitting(self, requests: Sequence[Request]) -> list[bool]:
         return fitting(self._backend, requests)
 
     def answer(self, requests: Sequence[Request]) -> list[Billed]:
-        """Seconds are unknown: the server's own are not ours to see, and the wait is shared with others."""
         return [self._billed(generation) for generation in self.generate(requests)]
 
     def _billed(self, generation: Generation) -> Billed:

@@ -33,7 +33,7 @@ from typing import Any
 
 from messcli.energy import Call, EnergyLedger, Meter, open_meter
 from messcli.errors import MessError, ModelError, UsageError
-from messcli.models.backend import Backend, Billed, create, fitting
+from messcli.models.backend import Backend, Billed, Group, InBatches, create, fitting, group_of
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec, Zoo
 
@@ -154,7 +154,7 @@ class _NodeMeter:
             yield
 
 
-class RayBackend:
+class RayBackend(InBatches):
     """One model of the zoo and its actors. See `messcli.models.backend.Backend` and `SelfMetered`."""
 
     occupies_memory = False  # of this machine
@@ -324,16 +324,24 @@ class RayBackend:
         return [billed.generation for billed in self.answer(batch)]
 
     def answer(self, requests: Sequence[Request]) -> list[Billed]:
-        """Answer `requests`, in order: batches go to whichever replica is free.
+        """Answer `requests`, in order, as `stream_billed` does."""
+        answers = {index: billed for group in self.stream_billed(requests) for index, billed in group}
+        return [answers[index] for index in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
+        for group in self.stream_billed(requests):
+            yield group_of({index: billed.generation for index, billed in group})
+
+    def stream_billed(self, requests: Sequence[Request]) -> Iterator[Sequence[tuple[int, Billed]]]:
+        """Answers as they come: batches go to whichever replica is free.
 
         A batch whose actor died goes to another one; when none is left, its requests have `error`. Raises
         ModelError where the model itself fails.
         """
         if not requests:
-            return []
+            return
         self.load()
         waiting = self._batches(requests)
-        answers: dict[int, Billed] = {}
         busy: dict[Any, tuple[Any, list[int]]] = {}
         while waiting or busy:
             idle = [actor for actor in self._actors if all(actor is not other for other, _ in busy.values())]
@@ -355,12 +363,13 @@ class RayBackend:
             except self._ray.exceptions.RayTaskError as error:
                 raise _told(error) from error
             else:
-                answers.update(zip(batch, answer.billed, strict=True))
                 self._shared.take(actor, answer.readings)
                 self._warnings.extend(answer.warnings)
-        why = f'model "{self.spec.name}": the last actor that ran it was lost, and no other could start'
-        lost = Billed(Generation(None, 0, 0, error=why), None, None, "none")
-        return [answers.get(index, lost) for index in range(len(requests))]
+                yield list(zip(batch, answer.billed, strict=True))
+        if waiting:
+            why = f'model "{self.spec.name}": the last actor that ran it was lost, and no other could start'
+            lost = Billed(Generation(None, 0, 0, error=why, fault="model"), None, None, "none")
+            yield [(index, lost) for batch in waiting for index in batch]
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Batches as an actor plans them, small enough that every replica gets one."""

@@ -27,7 +27,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from messcli.errors import ModelError, ModelTooLarge, first_line
-from messcli.models.backend import collector_paused
+from messcli.models.backend import Group, InBatches, collector_paused, group_of
 from messcli.models.prompts import PromptEncoder, key_of
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
@@ -44,7 +44,7 @@ _OWN_OPTIONS = ("num_return_sequences", "return_dict_in_generate", "output_score
 _SAMPLING_LOCK = threading.Lock()
 
 
-class TransformersBackend:
+class TransformersBackend(InBatches):
     """One model of the zoo, loaded by transformers. See `messcli.models.backend.Backend` for the protocol."""
 
     def __init__(self, spec: ModelSpec, *, batch_size: int | None) -> None:
@@ -355,6 +355,24 @@ class TransformersBackend:
 
     # --- answering ---
 
+    def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
+        """Batches over the whole share, longest first; each is a group. See `messcli.models.backend.Backend`.
+
+        A batch is as large as memory allows when its turn comes, so that what ran out of memory once is
+        not tried again.
+        """
+        if not requests:
+            return
+        self.load()
+        refused, prompts = self._prompts(requests)
+        if refused:
+            yield group_of(refused)
+        waiting = sorted(prompts, key=lambda index: -len(prompts[index]))  # sorted() is stable
+        while waiting:
+            size = self._rows(len(prompts[waiting[0]]))
+            batch, waiting = waiting[:size], waiting[size:]
+            yield group_of(self._answered({index: prompts[index] for index in batch}, requests))
+
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Batches of indices, longest prompts first, so that what runs out of memory does so at once.
 
@@ -363,15 +381,19 @@ class TransformersBackend:
         """
         lengths = [self.prompt_tokens(request) for request in requests]
         order = sorted(range(len(requests)), key=lambda index: -lengths[index])  # sorted() is stable
-        most, budget = self._batch_limits()
         batches: list[list[int]] = []
         while order:
-            size = most
-            if budget is not None:
-                size = max(1, min(most, budget // (lengths[order[0]] + self.spec.max_new_tokens)))
+            size = self._rows(lengths[order[0]])
             batches.append(order[:size])
             order = order[size:]
         return batches
+
+    def _rows(self, prompt_tokens: int) -> int:
+        """How many prompts of at most `prompt_tokens` make a batch."""
+        most, budget = self._batch_limits()
+        if budget is None:
+            return most
+        return max(1, min(most, budget // (prompt_tokens + self.spec.max_new_tokens)))
 
     def _batch_limits(self) -> tuple[int, int | None]:
         """The most rows of a batch, and the most rows x tokens (None: any), by memory and by what ran out."""
@@ -407,13 +429,21 @@ class TransformersBackend:
         """
         self.load()
         answers, prompts = self._prompts(batch)
+        answers.update(self._answered(prompts, batch))
+        return [answers[index] for index in range(len(batch))]
+
+    def _answered(
+        self, prompts: Mapping[int, array[int]], requests: Sequence[Request]
+    ) -> dict[int, Generation]:
+        """Answers to `prompts`, by index into `requests`, as one batch as long as memory allows."""
+        answers: dict[int, Generation] = {}
         if self._generation_config.do_sample:
             chunks = [[index] for index in prompts]
         else:
             chunks = [list(prompts)] if prompts else []
         while chunks:
             chunk = chunks.pop(0)
-            rows = self._run([prompts[index] for index in chunk], batch[chunk[0]])
+            rows = self._run([prompts[index] for index in chunk], requests[chunk[0]])
             if rows is not None:
                 for index, row in zip(chunk, rows, strict=True):
                     answers[index] = self._answer(prompts[index], row)
@@ -422,14 +452,14 @@ class TransformersBackend:
             longest = max(len(prompts[index]) for index in chunk) + self.spec.max_new_tokens
             if len(chunk) == 1:
                 answers[chunk[0]] = Generation(
-                    None, len(prompts[chunk[0]]), 0, error=self._too_large(longest)
+                    None, len(prompts[chunk[0]]), 0, error=self._too_large(longest), fault="request"
                 )
                 continue
             half = len(chunk) // 2
             self._token_budget = min(self._token_budget or longest * half, longest * half)
             chunks[:0] = [chunk[:half], chunk[half:]]
         self._synchronize()
-        return [answers[index] for index in range(len(batch))]
+        return answers
 
     def _prompts(self, batch: Sequence[Request]) -> tuple[dict[int, Generation], dict[int, array[int]]]:
         """By index: answers of requests that can't be put to the model, and token ids of those that can."""
@@ -439,9 +469,9 @@ class TransformersBackend:
         for index, request in enumerate(batch):
             encoded = self._encoder.encode(request)
             if isinstance(encoded, str):
-                answers[index] = Generation(None, 0, 0, error=encoded)
+                answers[index] = Generation(None, 0, 0, error=encoded, fault="request")
             elif error := self._unanswerable(encoded, limit):
-                answers[index] = Generation(None, len(encoded), 0, error=error)
+                answers[index] = Generation(None, len(encoded), 0, error=error, fault="request")
             else:
                 prompts[index] = encoded
         return answers, prompts
