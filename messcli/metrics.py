@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.errors import MetricError, first_line, shown
+from messcli.registry import METRICS
 
 ROUNDING = 1e-9  # how far a mean may be below alpha by summing floats in another order
 _NOISE = 1e-6  # how far out of [0, 1] a user's score may be by rounding
@@ -58,21 +59,16 @@ def load_metric(name: str) -> Metric:
     """
     if ":" in name:
         return _own(name)
-    try:
-        factory = METRICS[name]
-    except KeyError:
-        close = difflib.get_close_matches(name.lower(), METRICS, n=1)
-        hint = f'did you mean "{close[0]}"? ' if close else ""
-        raise MetricError(
-            f'unknown metric "{name}": {hint}Known are {", ".join(METRICS)}, or your own as module:function'
-        ) from None
-    return factory()
+    if name not in METRICS:
+        raise MetricError(f"{METRICS.unknown(name)}, or your own as module:function")
+    metric: Metric = METRICS.load(name)()
+    return metric
 
 
 # --- sacrebleu: Post, "A Call for Clarity in Reporting BLEU Scores", WMT 2018 ---
 
 
-def _bleu1() -> Metric:
+def bleu1() -> Metric:
     """Clipped unigram precision times brevity penalty, per sentence; several references are merged."""
     from sacrebleu.metrics import BLEU
 
@@ -83,7 +79,7 @@ def _bleu1() -> Metric:
     return Metric("bleu1", signature, score)
 
 
-def _chrf() -> Metric:
+def chrf() -> Metric:
     """Character n-gram F2 (Popović 2015), per sentence; the best of several references."""
     from sacrebleu.metrics import CHRF
 
@@ -138,10 +134,13 @@ def _rouge(kind: str) -> Callable[[], Metric]:
     return factory
 
 
+rouge1, rouge_l = _rouge("rouge1"), _rouge("rougeL")
+
+
 # --- exact match ---
 
 
-def _exact() -> Metric:
+def exact() -> Metric:
     """1 when the output equals a reference in Unicode NFC with runs of white space as one space."""
 
     def score(output: str, references: Sequence[str]) -> float:
@@ -179,7 +178,7 @@ _LABELLED = re.compile(r"\s*(?:\(([A-J])\)|([A-J])(?:[.):]|\s+[-–—]|$))\s*(.
 _ANSWER_IS = re.compile(r"(?i:^.*?\b(?:answer|option|choice)\s*(?:is\b|:)\s*)(.*)$", re.DOTALL)
 
 
-def _choice() -> Metric:
+def choice() -> Metric:
     """1 when the one option that the output names is a reference's: its letter, A to J, or its text.
 
     A reference is "B", "(B)", "B. text" or an option's bare text. An output that names several options, or
@@ -301,13 +300,3 @@ def _source_digest(module: Any) -> str:
     """A changed function is another metric, whatever its name."""
     file = inspect.getsourcefile(module) if getattr(module, "__file__", None) else None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "unknown"
-
-
-METRICS: dict[str, Callable[[], Metric]] = {
-    "bleu1": _bleu1,
-    "rouge1": _rouge("rouge1"),
-    "rougeL": _rouge("rougeL"),
-    "chrf": _chrf,
-    "exact": _exact,
-    "choice": _choice,
-}

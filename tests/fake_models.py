@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from messcli.errors import ModelError
-from messcli.models.backend import BACKENDS, InBatches
+from messcli.models.backend import InBatches
 from messcli.records import Generation, Request
+from messcli.registry import BACKENDS
 from messcli.zoo import ModelSpec
 
 SKILLS = {"small": 3, "medium": 6, "large": 9}  # the longest prompt, in words, that a model gets right

@@ -182,7 +182,7 @@ def _child(job: dict[str, Any], shim: ctypes.CDLL | None, scratch: str) -> None:
 def _serve() -> None:
     import messcli.jobs.route
     from messcli.metrics import load_metric
-    from messcli.models.backend import BACKENDS
+    from messcli.registry import BACKENDS
 
     load_metric("bleu1")("a b", ["a b"])
     BACKENDS["toy"] = "fault_server:ToyBackend"

@@ -18,10 +18,11 @@ from tiny_models import WORDS, save_bart, save_llama, save_t5
 from messcli.energy import EnergyLedger, Meter
 from messcli.errors import ModelError, ModelTooLarge, ZooError
 from messcli.metrics import load_metric
-from messcli.models.backend import BACKENDS, InBatches, create
+from messcli.models.backend import InBatches, create
 from messcli.models.live import Live
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
+from messcli.registry import BACKENDS
 from messcli.zoo import ModelSpec
 
 torch.set_num_threads(1)
@@ -192,7 +193,9 @@ def test_suspend_and_resume(conforming):
 
 
 def test_unknown_backends_are_told():
-    with pytest.raises(ZooError, match=r'model "x": unknown backend "vlm"; known are .*transformers'):
+    with pytest.raises(
+        ZooError, match=r'model "x": unknown backend "vlm": did you mean "vllm"\? Known are .*transformers'
+    ):
         create(ModelSpec(name="x", path="y", backend="vlm"), batch_size=None)
 
 

@@ -44,9 +44,10 @@ from messcli.energy import Meter, split
 from messcli.errors import CalibrationError, MeterError, StateBusy, UsageError
 from messcli.jobs import fleet as engine
 from messcli.jobs.route import RouteConfig, route
-from messcli.models.backend import BACKENDS, Exact, create
+from messcli.models.backend import Exact, create
 from messcli.predict.ridge import BELIEF, EnergyPrior, JoulesPredictor
 from messcli.records import Generation, Request
+from messcli.registry import BACKENDS
 from messcli.zoo import ModelSpec, load_zoo
 
 HERE = Path(__file__).parent

@@ -28,13 +28,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvml_stub import control
 
-from messcli.energy import CounterReset, EnergyLedger, Meter, open_meter, split, token_weight
-from messcli.energy import meter as meter_module
+from messcli.energy import CounterReset, EnergyLedger, Meter, MeterKind, open_meter, split, token_weight
 from messcli.energy.cpu import EstimateCounter, RaplCounter, cpu_seconds
 from messcli.energy.nvml import Card, NvmlCounter, visible
 from messcli.energy.replay import Replay
 from messcli.errors import MeterError, UsageError
 from messcli.records import Generation
+from messcli.registry import METERS
 
 HERE = Path(__file__).parent
 TEN_TOKENS = [Generation("out", 5, 10)]
@@ -115,7 +115,7 @@ def run_calls(
 
 def check_counter(counter: Any, work: Callable[[], object]) -> None:
     """What every counter promises; `work` uses energy."""
-    assert counter.kind in meter_module.METERS
+    assert counter.kind in METERS
     assert counter.provenance
     assert "\n" not in counter.provenance
     assert 0 < counter.period <= 0.1
@@ -391,13 +391,8 @@ def test_replayed_bills_are_the_recorded_ones_and_have_no_overhead(tmp_path: Pat
 def kinds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The table of meters with RAPL's sysfs under a folder of the test's (empty at first)."""
     monkeypatch.setitem(
-        meter_module.METERS,
-        "rapl",
-        meter_module.MeterKind("tests_energy_openers:open_rapl", devices=("cpu",)),
+        METERS, "rapl", MeterKind(lambda device, options: RaplCounter(tmp_path), devices=("cpu",))
     )
-    module = ModuleType("tests_energy_openers")
-    module.open_rapl = lambda device, watts, others: RaplCounter(tmp_path)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tests_energy_openers", module)
     return tmp_path
 
 
@@ -430,7 +425,9 @@ def test_a_named_meter_is_never_downgraded(kinds: Path) -> None:
         open_meter("rapl", ["cpu", "cuda:0"])
     with pytest.raises(MeterError, match=r"no meter reads device mps\. Take --meter estimate"):
         open_meter("auto", ["mps"])
-    with pytest.raises(UsageError, match="unknown meter; known are auto, nvml, rapl, estimate, replay:FILE"):
+    with pytest.raises(
+        UsageError, match='unknown meter "watts": Known are nvml, rapl, estimate, auto, replay:FILE'
+    ):
         open_meter("watts", ["cpu"])
 
 

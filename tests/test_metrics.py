@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messcli.errors import MetricError
-from messcli.metrics import METRICS, chosen_letters, load_metric
+from messcli.metrics import chosen_letters, load_metric
+from messcli.registry import METRICS
 
 VOCABULARY = ("the", "cat", "sat", "on", "a", "mat", "dog", "ran", "runs", "running", ".", ",", "7")
 WORDS = st.lists(st.sampled_from(VOCABULARY), max_size=12)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from messcli.errors import UsageError
 from messcli.predict import ridge
-from messcli.predict.base import PREDICTORS, LinearPredictor, MeanPredictor, create_predictor
+from messcli.predict.base import LinearPredictor, MeanPredictor, create_predictor
 from messcli.predict.latent import FAR, SIZE, LatentSpace, Lessons
 from messcli.predict.ridge import JoulesPredictor
 from messcli.predict.text import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
+from messcli.registry import PREDICTORS
 
 NAN = float("nan")
 MODELS = 3

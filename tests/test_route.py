@@ -453,7 +453,7 @@ def test_a_kill_loses_no_printed_row(job: Job) -> None:
 def test_a_reader_that_goes_away(job: Job) -> None:
     job.write(requests(200))
     script = (
-        "import sys, fault_server; from messcli.models.backend import BACKENDS; from messcli.cli import main\n"
+        "import sys, fault_server; from messcli.registry import BACKENDS; from messcli.cli import main\n"
         'BACKENDS["toy"] = "fault_server:ToyBackend"\nmain(sys.argv[1:])'
     )
     route = " ".join(["route", "in.jsonl", "-o", "-", "--state", "S", *OPTIONS])

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import click.shell_completion
 
 from messcli import __version__
 from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_SIGINT, EXIT_SLA_MISSED, Interrupted, MessError
+from messcli.registry import METERS, METRICS, POLICIES, PREDICTORS, Registry
 
 if TYPE_CHECKING:
     from messcli.calibration import CalibrateProgress
@@ -116,6 +118,48 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     return tuple(map(int, parts))
 
 
+class _Name(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A name of a registry, looked up when it is asked for: names of installed packages are among them."""
+
+    name = "name"
+
+    def __init__(self, registry: Registry, *others: str, open_ended: bool = False) -> None:
+        self._registry = registry
+        self._others = others  # further choices
+        self._open_ended = open_ended  # what is no name is looked at by whoever takes the value
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return (*self._registry, *self._others)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str | None:
+        return None if self._open_ended else f"[{'|'.join(self.choices)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not self._open_ended and value not in self.choices:
+            self.fail(self._registry.unknown(value, *self._others), param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return [
+            click.shell_completion.CompletionItem(name)
+            for name in self.choices
+            if name.startswith(incomplete)
+        ]
+
+
+class _Option(click.Option):
+    """An option whose help lists the names of its registry, where it says {names}."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None or not isinstance(self.type, _Name):
+            return record
+        return record[0], record[1].replace("{names}", ", ".join(self.type.choices))
+
+
 # ---- commands ------------------------------------------------------------------------------------
 
 
@@ -136,12 +180,14 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 )
 @click.option(
     "--metric",
+    cls=_Option,
+    type=_Name(METRICS, open_ended=True),
     metavar="NAME",
-    help="bleu1, rouge1, rougeL, chrf, exact, choice, or your own module:function.",
+    help="{names}, or your own module:function.",
 )
 @click.option(
     "--policy",
-    type=click.Choice(["mess+", "smallest", "largest", "random"]),
+    type=_Name(POLICIES),
     default="mess+",
     show_default=True,
     help="How a model is chosen.",
@@ -168,7 +214,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 )
 @click.option(
     "--predictor",
-    type=click.Choice(["ridge", "linear", "fasttext", "mean"]),
+    type=_Name(PREDICTORS),
     default="ridge",
     show_default=True,
     help="How accuracy is predicted from a prompt.",
@@ -225,10 +271,12 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 )
 @click.option(
     "--meter",
+    cls=_Option,
+    type=_Name(METERS, open_ended=True),
     default="auto",
     show_default=True,
     metavar="KIND",
-    help="auto, nvml, rapl, estimate, or replay:FILE.",
+    help="auto, {names}, or replay:FILE.",
 )
 @click.option(
     "--calibration",
@@ -410,7 +458,7 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
 @click.option(
     "--policy",
     "policies",
-    type=click.Choice(["smallest", "largest", "random", "mess+", "oracle"]),
+    type=_Name(POLICIES, "oracle"),
     multiple=True,
     help="Only this policy; may be repeated. Default: all.",
 )
@@ -426,7 +474,10 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option("--window", type=click.IntRange(min=1), default=1, show_default=True, help="As of `route`.")
 @click.option(
-    "--metric", metavar="NAME", help="Scores outputs that have no accuracy, by the requests' references."
+    "--metric",
+    type=_Name(METRICS, open_ended=True),
+    metavar="NAME",
+    help="Scores outputs that have no accuracy, by the requests' references.",
 )
 @click.option(
     "--models", metavar="A,B,...", help="The zoo, smallest to largest. Default: as in the table's first line."

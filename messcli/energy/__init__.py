@@ -7,21 +7,22 @@ totals. Knows nothing of models, metrics or routing: a call is a stretch of time
 
 from __future__ import annotations
 
-from messcli.energy.counter import Counter, CounterReset
+from messcli.energy.counter import Counter, CounterReset, MeterKind, MeterOptions
 from messcli.energy.ledger import GROUP_PERIODS, Bill, Call, EnergyLedger, Weight, split, token_weight
-from messcli.energy.meter import AUTO, CPU, METERS, Meter, open_meter
+from messcli.energy.meter import AUTO, CPU, Meter, open_meter
 
 __all__ = [
     "AUTO",
     "CPU",
     "GROUP_PERIODS",
-    "METERS",
     "Bill",
     "Call",
     "Counter",
     "CounterReset",
     "EnergyLedger",
     "Meter",
+    "MeterKind",
+    "MeterOptions",
     "Weight",
     "open_meter",
     "split",

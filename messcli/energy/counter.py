@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from messcli.errors import MeterError
@@ -54,6 +55,26 @@ class Counter(Protocol):
     def close(self) -> None:
         """Give the counter back; closing twice is harmless."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeterOptions:
+    """What a meter may want to know besides the device."""
+
+    cpu_watts: float | None = None  # per busy core, for the estimate ([energy] cpu_watts); None: the default
+    others: Sequence[Callable[[], float]] = ()  # each tells CPU seconds of other processes that run models
+
+
+@dataclass(frozen=True, slots=True)
+class MeterKind:
+    """What stands behind a name of `--meter`."""
+
+    open: Callable[
+        [str, MeterOptions], Counter
+    ]  # of a device, by torch's name; raises MeterError with the cure
+    devices: tuple[str, ...]  # what `auto` takes it for, by the part of the device's name before ":"
+    host: bool = False  # one counter stands for every device that is given to it
+    measures: bool = True  # False: reckoned, not read; `auto` takes it last
 
 
 class Heartbeat:

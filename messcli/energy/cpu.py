@@ -11,10 +11,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from messcli.energy.counter import CounterReset, Heartbeat
+from messcli.energy.counter import CounterReset, Heartbeat, MeterKind, MeterOptions
 from messcli.errors import MeterError
 
 POWERCAP = Path("/sys/class/powercap")
@@ -153,15 +153,8 @@ class EstimateCounter:
         return
 
 
-def open_rapl(device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]) -> RaplCounter:
-    """An `Opener` for the table of meters."""
-    return RaplCounter()
-
-
-def open_estimate(
-    device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]
-) -> EstimateCounter:
-    """An `Opener` for the table of meters; `others` tell CPU seconds that this process's clock doesn't."""
+def _open_estimate(device: str, options: MeterOptions) -> EstimateCounter:
+    cpu_watts, others = options.cpu_watts, options.others
     if not others:
         return EstimateCounter(cpu_watts)
     latest = 0.0
@@ -175,6 +168,10 @@ def open_estimate(
     counter = EstimateCounter(cpu_watts, seconds)
     counter.provenance = counter.provenance.replace("this process", "this process and its models' servers")
     return counter
+
+
+RAPL = MeterKind(lambda device, options: RaplCounter(), devices=("cpu",))
+ESTIMATE = MeterKind(_open_estimate, devices=("cpu",), host=True, measures=False)
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The table of meters, and the Meter: one counter per source of energy.
+"""The Meter: one counter per source of energy, and how it is opened.
 
 Knows devices by their torch names ("cuda:0", "cpu"); which hardware stands behind a name is each
 counter's own business. Attribution to requests is `ledger.py`'s.
@@ -7,39 +7,14 @@ counter's own business. Attribution to requests is `ledger.py`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import cast
 
-from messcli.energy.counter import Counter
+from messcli.energy.counter import Counter, MeterKind, MeterOptions
 from messcli.energy.replay import Replay
 from messcli.errors import MeterError, UsageError
+from messcli.registry import METERS
 
 AUTO = "auto"  # a choice of meter, and also accelerate's device: a model over every card that is visible
 CPU = "cpu"
-
-Others = Sequence[Callable[[], float]]  # each tells CPU seconds of other processes that run models
-_Options = tuple["float | None", Others]
-Opener = Callable[[str, "float | None", Others], Counter]  # (device, cpu_watts, others)
-
-
-@dataclass(frozen=True, slots=True)
-class MeterKind:
-    """An entry of METERS."""
-
-    opener: str  # module:function, an Opener; loaded only when used
-    devices: tuple[str, ...]  # what `auto` takes it for, by the part of the device's name before ":"
-    host: bool = False  # one counter stands for every device that is given to it
-
-
-# In order of preference: `auto` takes the first that serves the device and can be opened.
-METERS: dict[str, MeterKind] = {
-    "nvml": MeterKind("messcli.energy.nvml:open_nvml", devices=("cuda",)),
-    "rapl": MeterKind("messcli.energy.cpu:open_rapl", devices=(CPU,)),
-    "estimate": MeterKind("messcli.energy.cpu:open_estimate", devices=(CPU,), host=True),
-}
-
-_LEAST_DIRECT_FIRST = ("estimate", "rapl", "nvml")
 
 
 class Meter:
@@ -93,7 +68,8 @@ class Meter:
         if self._replay is not None:
             return self._replay.kind
         kinds = {self.counters[source].kind for source in self.sources(devices)}
-        return next((kind for kind in _LEAST_DIRECT_FIRST if kind in kinds), "+".join(sorted(kinds)))
+        known = [name for name in _preferred() if name in kinds]
+        return known[-1] if known else "+".join(sorted(kinds))
 
     def replayed(
         self, model: str, request_ids: Sequence[str]
@@ -134,14 +110,16 @@ class Meter:
 def check_choice(choice: str) -> None:
     """Raise UsageError for a `--meter` that names none."""
     if choice != AUTO and choice not in METERS and not choice.startswith("replay:"):
-        known = ", ".join([AUTO, *METERS, "replay:FILE"])
-        raise UsageError(f"--meter {choice}: unknown meter; known are {known}")
+        raise UsageError(f"--meter: {METERS.unknown(choice, AUTO, 'replay:FILE')}")
 
 
 def open_meter(
-    choice: str, devices: Sequence[str], cpu_watts: float | None = None, others: Others = ()
+    choice: str,
+    devices: Sequence[str],
+    cpu_watts: float | None = None,
+    others: Sequence[Callable[[], float]] = (),
 ) -> Meter:
-    """A meter over `devices`, as `--meter` chose: auto | nvml | rapl | estimate | replay:FILE.
+    """A meter over `devices`, as `--meter` chose: auto, a name of METERS, or replay:FILE.
 
     `cpu_watts` is watts per busy core for the estimate (`[energy] cpu_watts`; None: the default), and
     `others` tell it CPU seconds of other processes that run models. A
@@ -157,9 +135,9 @@ def open_meter(
     notes: list[str] = []
     try:
         for device in _expand(choice, devices, notes):
-            source = CPU if choice in METERS and METERS[choice].host else device
+            source = CPU if choice != AUTO and _kind(choice).host else device
             if source not in counters:
-                counters[source] = _open(choice, device, (cpu_watts, others), notes)
+                counters[source] = _open(choice, device, MeterOptions(cpu_watts, others), notes)
             sources[device] = (source,)
             if source != device:
                 notes.append(f"{device}: the estimate counts CPU seconds, and not what {device} itself draws")
@@ -171,36 +149,52 @@ def open_meter(
     return Meter(counters, sources, choice=choice, notes=notes)
 
 
-def _open(choice: str, device: str, options: _Options, notes: list[str]) -> Counter:
+def _kind(name: str) -> MeterKind:
+    kind: MeterKind = METERS.load(name)
+    return kind
+
+
+def _preferred(notes: list[str] | None = None) -> list[str]:
+    """The names of METERS as `auto` tries them: what reads before what reckons.
+
+    Why a package's can't be had goes to `notes`; the others go on.
+    """
+    kinds: dict[str, MeterKind] = {}
+    for name in METERS:
+        try:
+            kinds[name] = _kind(name)
+        except MeterError as error:  # noqa: PERF203  # each name is loaded on its own
+            if notes is not None:
+                notes.append(str(error))
+    return sorted(kinds, key=lambda name: not kinds[name].measures)
+
+
+def _open(choice: str, device: str, options: MeterOptions, notes: list[str]) -> Counter:
     family = device.partition(":")[0]
     if choice != AUTO:
-        if not METERS[choice].host and family not in METERS[choice].devices:
+        kind = _kind(choice)
+        if not kind.host and family not in kind.devices:
             raise MeterError(
                 f"--meter {choice} can't read device {device} of the zoo (it reads "
-                f"{', '.join(METERS[choice].devices)}). Take --meter auto, which finds a meter per device"
+                f"{', '.join(kind.devices)}). Take --meter auto, which finds a meter per device"
             )
-        return _opener(choice)(device, *options)
-    candidates = [name for name, kind in METERS.items() if family in kind.devices]
+        return kind.open(device, options)
+    candidates = [name for name in _preferred(notes) if family in _kind(name).devices]
     if not candidates:
         raise MeterError(f"no meter reads device {device}. Take --meter estimate: CPU seconds, marked so")
     return _first(candidates, device, options, notes)
 
 
-def _first(candidates: Sequence[str], device: str, options: _Options, notes: list[str]) -> Counter:
+def _first(candidates: Sequence[str], device: str, options: MeterOptions, notes: list[str]) -> Counter:
     """The first candidate that opens. Why one did not goes to `notes`; the last one's error is raised."""
     try:
-        return _opener(candidates[0])(device, *options)
+        return _kind(candidates[0]).open(device, options)
     except MeterError as error:
         if len(candidates) == 1:
             raise
         why, _, _ = str(error).partition(". ")  # the cure after it is what happens next anyway
         notes.append(f"{device}: not {candidates[0]}: {why}")
     return _first(candidates[1:], device, options, notes)
-
-
-def _opener(name: str) -> Opener:
-    module, _, function = METERS[name].opener.partition(":")
-    return cast("Opener", getattr(import_module(module), function))
 
 
 def _expand(choice: str, devices: Sequence[str], notes: list[str]) -> list[str]:

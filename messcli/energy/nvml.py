@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from messcli.energy.counter import CounterReset, Heartbeat
+from messcli.energy.counter import CounterReset, Heartbeat, MeterKind
 from messcli.errors import MeterError
 
 COUNTER_PERIOD_SECONDS = 0.1  # how often cards since Volta update the counter
@@ -394,6 +394,4 @@ def _ours(pid: int) -> bool:
     return pid == os.getpid()
 
 
-def open_nvml(device: str, cpu_watts: float | None, others: Sequence[Callable[[], float]]) -> NvmlCounter:
-    """An `Opener` for the table of meters."""
-    return NvmlCounter(device)
+NVML = MeterKind(lambda device, _: NvmlCounter(device), devices=("cuda",))

@@ -20,7 +20,7 @@ from messcli.simulation.advice import advice_lines, advise
 from messcli.simulation.figures import figure_1, tradeoff, write_charts
 from messcli.simulation.hindsight import static_mix
 from messcli.simulation.results import Line, Result, line_of, lines
-from messcli.simulation.runs import ALL_POLICIES, SimulateConfig, alphas_at, cores, simulate
+from messcli.simulation.runs import SimulateConfig, alphas_at, cores, simulate
 from messcli.simulation.table import OutcomeTable, read_table
 
 PAPER_ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best
@@ -71,7 +71,7 @@ def judge(
         )
     simulation = SimulateConfig(
         alphas=asked or alphas_at(table, PAPER_ALPHAS_AT),
-        policies=config.policies or ALL_POLICIES,
+        policies=config.policies,
         v=config.v or (None,),
         c=config.c or (None,),
         orders=config.orders,

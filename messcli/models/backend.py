@@ -1,4 +1,4 @@
-"""What runs a model: the Backend protocol, and the table of backends.
+"""What runs a model: the Backend protocol.
 
 A backend knows one model. It knows nothing of metrics or routing, and of energy only where its model's
 work isn't done in this process: it plans batches, answers them, and says how long a prompt is to its model.
@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Protocol, cast, runtime_checkable
 
 from messcli.errors import ZooError
 from messcli.records import Generation, Request
+from messcli.registry import BACKENDS
 from messcli.zoo import ModelSpec
 
 
@@ -198,14 +198,6 @@ class Exact(Protocol):
         ...
 
 
-# name in zoo.toml -> module:class; heavy libraries load only with the backend that needs them
-BACKENDS = {
-    "openai": "messcli.models.openai:OpenAIBackend",
-    "transformers": "messcli.models.transformers:TransformersBackend",
-    "vllm": "messcli.models.vllm:VllmBackend",
-}
-
-
 @contextmanager
 def collector_paused(*, for_good: bool = False) -> Iterator[None]:
     """No garbage collection: it would walk again and again over what importing or loading has just made.
@@ -225,12 +217,9 @@ def collector_paused(*, for_good: bool = False) -> Iterator[None]:
 
 def create(spec: ModelSpec, *, batch_size: int | None) -> Backend:
     """The backend that `spec.backend` names. `batch_size` None means chosen by memory."""
-    try:
-        module, _, name = BACKENDS[spec.backend].partition(":")
-    except KeyError:
-        raise ZooError(
-            f'model "{spec.name}": unknown backend "{spec.backend}"; known are {", ".join(sorted(BACKENDS))}'
-        ) from None
+    if spec.backend not in BACKENDS:
+        raise ZooError(f'model "{spec.name}": {BACKENDS.unknown(spec.backend)}')
+    module = str(BACKENDS[spec.backend]).partition(":")[0]
     with collector_paused(for_good=module not in sys.modules):
-        kind = getattr(import_module(module), name)
+        kind = BACKENDS.load(spec.backend)
     return cast(Backend, kind(spec, batch_size=batch_size))

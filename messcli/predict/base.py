@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.errors import UsageError
-from messcli.predict.ridge import RidgePredictor
 from messcli.predict.text import sparse_features
+from messcli.registry import PREDICTORS
 
 Accuracies = NDArray[np.float64]  # one per model, in zoo order; NaN where it wasn't observed
 State = dict[str, NDArray[Any]]
@@ -321,22 +320,11 @@ class _Fit:
         return float(weights @ means / weights.sum())  # they can sum to 1 + 1e-5
 
 
-# `seed`s are fixed: a predictor is a function of what it was taught
-PREDICTORS: Mapping[str, Callable[[int], Predictor]] = {
-    "ridge": RidgePredictor,
-    "linear": LinearPredictor,
-    "fasttext": FastTextPredictor,
-    "mean": MeanPredictor,
-}
-
-
 def create_predictor(name: str, models: int) -> Predictor:
-    """The predictor called `name` for a zoo of so many models.
+    """The predictor called `name` for a zoo of so many models. It takes no seed: it is a function of what it is taught.
 
     Raises:
         UsageError: no predictor has that name.
     """
-    try:
-        return PREDICTORS[name](models)
-    except KeyError:
-        raise UsageError(f'unknown predictor "{name}". Known are {", ".join(sorted(PREDICTORS))}') from None
+    predictor: Predictor = PREDICTORS.load(name)(models)
+    return predictor

@@ -5,12 +5,12 @@ Knows which policies there are; knows nothing of files, models or the command li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from messcli.errors import UsageError
 from messcli.predict.base import create_predictor
 from messcli.predict.ridge import JoulesPredictor
+from messcli.registry import POLICIES
 from messcli.routing.controller import Controller, Settings
 from messcli.routing.policy import Largest, MessPlus, Policy, RandomConstrained, Smallest
 from messcli.routing.price import Auto
@@ -30,18 +30,26 @@ class Setup:
     horizon: int | None = None  # requests to come, where it is known
 
 
-POLICIES: Mapping[str, Callable[[Setup], Policy]] = {
-    "mess+": lambda setup: _mess_plus(setup),
-    "smallest": lambda setup: Smallest(),
-    "largest": lambda setup: Largest(),
-    "random": lambda setup: RandomConstrained(setup.seed),
-}
+# ---- the policies of the registry -----------------------------------------------------------------
 
 
-def _mess_plus(setup: Setup) -> Policy:
+def mess_plus(setup: Setup) -> Policy:
+    """The paper's with --v; else the one that finds the price."""
     if setup.v is not None:
         return MessPlus(setup.v, 3.0 if setup.c is None else setup.c)
     return Auto(setup.horizon, setup.c)
+
+
+def smallest(setup: Setup) -> Policy:
+    return Smallest()
+
+
+def largest(setup: Setup) -> Policy:
+    return Largest()
+
+
+def random_constrained(setup: Setup) -> Policy:
+    return RandomConstrained(setup.seed)
 
 
 def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) -> Controller:
@@ -54,11 +62,7 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
     Raises:
         UsageError: an unknown policy or predictor.
     """
-    try:
-        policy = POLICIES[setup.policy](setup)
-    except KeyError:
-        known = ", ".join(sorted(POLICIES))
-        raise UsageError(f'unknown policy "{setup.policy}". Known are {known}') from None
+    policy: Policy = POLICIES.load(setup.policy)(setup)
     predictor = create_predictor("mean" if setup.policy == "random" else setup.predictor, models)
     settings = Settings(
         alphas=alphas,

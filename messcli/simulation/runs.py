@@ -22,15 +22,15 @@ import numpy as np
 from messcli.errors import MessError, UsageError
 from messcli.metrics import keeps
 from messcli.predict.text import remember
+from messcli.registry import POLICIES
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Settled, steps
-from messcli.routing.setup import POLICIES, Setup, create_controller
+from messcli.routing.setup import Setup, create_controller
 from messcli.simulation.hindsight import ORACLE, oracle
 from messcli.simulation.results import Result
 from messcli.simulation.table import OutcomeTable
 
 BLIND = ("smallest", "largest")  # the same whatever the order, alpha, V and c
-ALL_POLICIES = (*[name for name in POLICIES if name != "mess+"], "mess+", ORACLE)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -41,7 +41,7 @@ class SimulateConfig:
     """What to simulate: every policy at every alpha, V and c, on every request order."""
 
     alphas: tuple[float, ...]
-    policies: tuple[str, ...] = ALL_POLICIES
+    policies: tuple[str, ...] = ()  # all
     v: tuple[float | None, ...] = (None,)  # None: the default, or found by the program
     c: tuple[float | None, ...] = (None,)
     orders: int | None = None  # so many shuffled orders; None: the table's own order
@@ -120,6 +120,11 @@ def run_task(table: OutcomeTable, task: Task) -> Result:
 # ---- many runs -----------------------------------------------------------------------------------
 
 
+def all_policies() -> tuple[str, ...]:
+    """What can be simulated, as the comparison lists it."""
+    return (*[name for name in POLICIES if name != "mess+"], "mess+", ORACLE)
+
+
 def alphas_at(table: OutcomeTable, fractions: Iterable[float]) -> tuple[float, ...]:
     """Targets so far of the way from the smallest model's mean accuracy to the best one's."""
     means = table.accuracies.mean(axis=0)
@@ -140,9 +145,10 @@ def simulate(
     Returns:
         One result per policy, setting and request order; settings in the order they were asked for.
     """
+    config = replace(config, policies=config.policies or all_policies())
     for name in config.policies:
-        if name not in ALL_POLICIES:
-            raise UsageError(f'unknown policy "{name}". Known are {", ".join(ALL_POLICIES)}')
+        if name not in all_policies():
+            raise UsageError(POLICIES.unknown(name, ORACLE))
     tasks = list(dict.fromkeys(_task_of(cell) for cell in _cells(config) if cell.setup.policy != ORACLE))
     done = dict(zip(tasks, each(run_task, tasks, table, config.jobs, on_progress), strict=True))
     hindsight = {alpha: oracle(table, alpha) for alpha in config.alphas if ORACLE in config.policies}

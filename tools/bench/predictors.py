@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from messcli.metrics import load_metric
-from messcli.predict.base import PREDICTORS, create_predictor
+from messcli.predict.base import create_predictor
+from messcli.registry import PREDICTORS
 from messcli.simulation.table import OutcomeTable, read_table
 
 BANDS = ((0, 50), (50, 100), (100, 250), (250, 500), (500, 1000), (1000, 2000))

@@ -166,7 +166,7 @@ def memory(lines: int) -> None:
     from toy_job import ZOO
 
     code = (
-        "import sys, resource, fault_server; from messcli.models.backend import BACKENDS\n"
+        "import sys, resource, fault_server; from messcli.registry import BACKENDS\n"
         'BACKENDS["toy"] = "fault_server:ToyBackend"\n'
         "from messcli.cli import main\n"
         "try: main(sys.argv[1:])\n"
