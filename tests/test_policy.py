@@ -69,8 +69,8 @@ def controller(policy=None, predictor="linear", c=3.0, **settings) -> Controller
     )
 
 
-def run(requests, source, control, window=1) -> list[Settled]:
-    return [line for step in steps(requests, control, source, window) for line in step.lines]
+def run(requests, source, control) -> list[Settled]:
+    return [line for step in steps(requests, control, source) for line in step.lines]
 
 
 # ---- the queue, equation 2 ------------------------------------------------------------------------
@@ -345,39 +345,48 @@ def test_alpha_above_the_zoo_is_said_and_the_largest_serves():
 @pytest.mark.parametrize("window", [1, 7, 32])
 def test_inside_a_window_q_moves_by_the_estimates(window):
     requests, source = table(300)
-    control = controller(c=0.5)
-    twin = controller(c=0.5)
+    control = controller(c=0.5, window=window)
+    twin = controller(c=0.5, window=window)
     feed = iter(requests)
     while batch := [request for _, request in zip(range(window), feed, strict=False)]:
         decisions = control.decide(batch, [(0, 1, 2)] * len(batch))
         again = control.decide(batch, [(0, 1, 2)] * len(batch))
         assert decisions == again, "deciding changed the controller"
-        assert [line.decision for line in run(batch, source, control, window)] == decisions
-        run(batch, source, twin, window)
+        assert [line.decision for line in run(batch, source, control)] == decisions
+        run(batch, source, twin)
     assert control.accounts == twin.accounts
 
 
 def test_the_first_windows_are_small_where_the_price_is_found():
     requests, source = table(200)
-    found = [len(step.lines) for step in steps(requests, controller(Auto(200)), source, 64)]
+    found = [len(step.lines) for step in steps(requests, controller(Auto(200), window=64), source)]
     assert found == [8, 8, 16, 32, 64, 64, 8]
-    given = [len(step.lines) for step in steps(requests, controller(MessPlus(0.1, 3.0)), source, 64)]
+    given = [len(step.lines) for step in steps(requests, controller(MessPlus(0.1, 3.0), window=64), source)]
     assert given == [64, 64, 64, 8]
     # one that goes on has the windows that it would have had
-    control = controller(Auto(200))
+    control = controller(Auto(200), window=64)
     for count in (16, 48):
-        run(requests[:count], source, control, 64)
+        run(requests[:count], source, control)
         del requests[:count]
-    assert [len(step.lines) for step in steps(requests, control, source, 64)] == [64, 64, 8]
+    assert [len(step.lines) for step in steps(requests, control, source)] == [64, 64, 8]
 
 
-@given(st.integers(1, 40), st.integers(0, 5))
-def test_events_replayed_give_the_same_controller(window, seed):
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 9), st.booleans())
+def test_events_replayed_give_the_same_controller_whatever_pieces_they_come_in(window, seed, piece, found):
     requests, source = table(80, seed)
-    first, second = controller(seed=seed), controller(seed=seed)
-    for step in steps(requests, first, source, window):
-        second.settle([Event.loads(event.dumps()) for event in step.events])
-    third = controller(seed=seed)
+
+    def fresh():
+        return controller(Auto(80) if found else None, seed=seed, window=window)
+
+    first, second = fresh(), fresh()
+    for step in steps(requests, first, source):
+        events = [Event.loads(event.dumps()) for event in step.events]
+        for begin in range(0, len(events), piece):
+            second.settle(events[begin : begin + piece])
+            kept, second = second.state(), fresh()  # as if a run had ended here
+            second.load(kept)
+        second.close_window()
+    third = fresh()
     third.load(first.state())
     for name, array in first.state().items():
         np.testing.assert_array_equal(array, second.state()[name])

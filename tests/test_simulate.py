@@ -84,7 +84,7 @@ def test_a_run_is_the_loop_of_route_over_the_table():
     controller = create_controller(
         replace(own.setup, horizon=len(TABLE.requests)), 3, {DEFAULT_PLAN: own.alpha}
     )
-    settled = [line for step in steps(TABLE.requests, controller, TABLE.source, 1) for line in step.lines]
+    settled = [line for step in steps(TABLE.requests, controller, TABLE.source) for line in step.lines]
     result = run_task(TABLE, own)
     served = [line.outcomes[line.served] for line in settled]
     assert result.accuracy == pytest.approx(np.mean([o.accuracy for o in served]))

@@ -53,8 +53,9 @@ class RecordSummary:
 class AskAll(Controller):
     """Puts every request to every model that can take its prompt; estimates nothing."""
 
-    def __init__(self, models: int, alphas: Mapping[str, float]) -> None:
-        settings = Settings(alphas=dict.fromkeys(alphas, 0.0))  # a recording promises nothing
+    def __init__(self, models: int, alphas: Mapping[str, float], window: int) -> None:
+        # a recording promises nothing
+        settings = Settings(alphas=dict.fromkeys(alphas, 0.0), window=window)
         super().__init__(models, Largest(), MeanPredictor(models), JoulesPredictor(models), settings)
 
     def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
@@ -83,7 +84,7 @@ def record(
     # The policy stands in the state's signature: a recording isn't continued by `route`, nor the reverse.
     config = replace(config, policy="record", alpha=0.0, v=None, c=None, predictor="mean")
     rows = _Rows()
-    job = Job(lambda _, models, alphas: AskAll(models, alphas), rows.row)
+    job = Job(lambda setup, models, alphas: AskAll(models, alphas, setup.window), rows.row)
     summary = run_job(config, job, on_progress, tell)
     return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules))
 

@@ -103,7 +103,7 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     return int(before) + total
 
 
-def check_signature(state: State, zoo: Zoo, metric: str, setup: Setup, window: int) -> None:
+def check_signature(state: State, zoo: Zoo, metric: str, setup: Setup) -> None:
     """Refuse to mix decisions that were made in different ways. Alpha, V and c may change, and others may not.
 
     Args:
@@ -117,7 +117,7 @@ def check_signature(state: State, zoo: Zoo, metric: str, setup: Setup, window: i
         "metric": metric,
         "policy": setup.policy,
         "predictor": "mean" if setup.policy == "random" else setup.predictor,
-        "window": window,
+        "window": setup.window,
         "seed": setup.seed,
     }
     known = state.meta("signature")
@@ -193,6 +193,7 @@ def _replay(state: State, controller: Controller) -> None:
         controller.load(safetensors.numpy.load(learnt))
     for events in windows:
         controller.settle([Event.loads(event) for event in events])
+        controller.close_window()
 
 
 def _hand_over(earlier: Controller, controller: Controller) -> None:

@@ -136,7 +136,7 @@ def run_job(
             source=config.input,
             count=count,
         )
-        check_signature(state, zoo, metric.signature, terms.setup, config.window)
+        check_signature(state, zoo, metric.signature, terms.setup)
         controller = resume(state, terms, job.controller, zoo.names)
         state.open_output(config.output)
         for name, rows in state.unfinished_outputs():
@@ -151,7 +151,7 @@ def run_job(
         writer = _Writer(state, controller, terms.period, tally, zoo.names, job.row, config.columns)
         ended = False
         try:
-            for step in steps(feed, controller, source, config.window):
+            for step in steps(feed, controller, source):
                 if config.on_error == "stop":
                     _refuse_errors(step)
                 writer.commit(step, source.take_overhead())
@@ -260,6 +260,7 @@ def _setup(config: RouteConfig) -> Setup:
         seed=config.seed,
         serve=config.serve,
         horizon=config.horizon,
+        window=config.window,
     )
 
 

@@ -22,7 +22,7 @@ from messcli.predict.base import Predictor
 from messcli.predict.ridge import JoulesPredictor
 from messcli.predict.text import TOGETHER
 from messcli.records import Decision, Request
-from messcli.routing.policy import Policy, Recent, Served, View, VirtualQueue, coin
+from messcli.routing.policy import Policy, Recent, Served, View, VirtualQueue, Window, coin
 
 DEFAULT_PLAN = ""
 
@@ -37,6 +37,7 @@ class Settings:
     seed: int = 0
     learn_from: str = "all"  # "explored": only from explorations, as the paper; "all": from every reference
     serve: str = "largest"  # what an exploration serves; "best" leaks the reference into the accuracy
+    window: int = 1  # requests decided together, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,6 @@ class Event:
     text: str
     plan: str
     decision: Decision
-    has_reference: bool
     accuracies: tuple[float, ...]
     joules: tuple[float, ...]
     served: int | None  # the model whose output was served; None when every one asked failed
@@ -64,6 +64,7 @@ class Event:
         decision = plain.pop("decision")
         for name in ("asked", "estimates", "joules_predicted"):
             decision[name] = None if decision[name] is None else tuple(decision[name])
+        plain.pop("has_reference", None)  # of states that earlier versions wrote
         for name in ("accuracies", "joules"):
             plain[name] = tuple(math.nan if value is None else value for value in plain[name])
         return cls(decision=Decision(**decision), **plain)
@@ -107,6 +108,7 @@ class Controller:
         self.t = 0  # requests decided so far
         self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
+        self._in_window = 0  # requests settled since a window was closed
         self._recent = _RecentRequests(models, policy.remembers)
         self.accounts = {plan: Account() for plan in settings.alphas}
         # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
@@ -114,8 +116,16 @@ class Controller:
 
     # ---- deciding -------------------------------------------------------------------------------
 
+    def window(self, left: int | None = None) -> int:
+        """How many requests the next window takes.
+
+        Args:
+            left: requests still to come in this input; None where that isn't known.
+        """
+        return int(min(self.settings.window, self.policy.window(self.t, left)))
+
     def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
-        """Decide a window in order. Inside it, Q moves by the estimates of what was decided. Pure.
+        """Decide a whole window, in order. Inside it, Q moves by the estimates of what was decided. Pure.
 
         Args:
             requests: the window's requests.
@@ -207,24 +217,32 @@ class Controller:
     # ---- folding in what came of it --------------------------------------------------------------
 
     def settle(self, events: Sequence[Event]) -> list[float]:
-        """Fold a window's outcomes in, in request order: equation 2, then the learning steps.
+        """Fold outcomes in, in request order: equation 2, then the learning steps.
+
+        A window may be folded in piece by piece: the result is that of folding it in at once.
 
         Returns:
             Q after each request.
         """
         queues = []
-        # Nothing is decided before the window's end: a price that is solved earlier would only be solved again.
-        last = {event.plan: event for event in events if event.served is not None}
         for event in events:
             account = self.accounts[event.plan]
             self._account(account, event)
             self._learn(event)
-            self._tell_policy(event, len(events), is_last=event is last.get(event.plan))
+            self._tell_policy(event)
+            self._in_window += 1
             self.explored += event.decision.explored
             self.t = event.decision.t
             self.owed = event.decision.owed
             queues.append(account.queue.length)
         return queues
+
+    def close_window(self) -> None:
+        """End the window: all its requests are settled. The policy solves its prices now."""
+        policy = self.policy
+        recent = self._recent.seen_by(self.predictor, self.joules) if policy.wants_recent else None
+        policy.window_closed(Window(self._in_window, self.settings.alphas, recent))
+        self._in_window = 0
 
     def _account(self, account: Account, event: Event) -> None:
         account.explored += event.decision.explored
@@ -253,23 +271,21 @@ class Controller:
         if event.decision.explored:
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
 
-    def _tell_policy(self, event: Event, window: int, *, is_last: bool) -> None:
+    def _tell_policy(self, event: Event) -> None:
         if not self.policy.remembers:
             return
         self._recent.add(event.text, event.decision)
         if event.served is None:
             return
         accuracy, estimates = event.accuracies[event.served], event.decision.estimates
-        served = Served(
-            plan=event.plan,
-            alpha=self.settings.alphas[event.plan],
-            accuracy=None if math.isnan(accuracy) else accuracy,
-            estimate=None if estimates is None else estimates[event.served],
-            explored=event.decision.explored,
-            window=window,
-        )
         self.policy.settle(
-            served, lambda: self._recent.seen_by(self.predictor, self.joules) if is_last else None
+            Served(
+                plan=event.plan,
+                alpha=self.settings.alphas[event.plan],
+                accuracy=None if math.isnan(accuracy) else accuracy,
+                estimate=None if estimates is None else estimates[event.served],
+                explored=event.decision.explored,
+            )
         )
 
     # ---- remembering -----------------------------------------------------------------------------
@@ -280,6 +296,7 @@ class Controller:
             "t": self.t,
             "explored": self.explored,
             "owed": self.owed,
+            "in_window": self._in_window,
             "policy": self.policy.state(),
             "accounts": {plan: asdict(account) for plan, account in self.accounts.items()},
             "best": asdict(self._best),
@@ -292,6 +309,7 @@ class Controller:
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         plain = json.loads(state["controller"].tobytes())
         self.t, self.explored, self.owed = plain["t"], plain["explored"], plain["owed"]
+        self._in_window = plain.get("in_window", 0)
         self.policy.load(plain["policy"])
         for plan, kept in plain["accounts"].items():
             kept["queue"] = VirtualQueue(**kept["queue"])

@@ -42,15 +42,10 @@ class Step:
     events: Sequence[Event]
 
 
-def steps(
-    lines: Iterable[Line], controller: Controller, source: OutcomeSource, window: int
-) -> Iterator[Step]:
-    """Algorithm 1, a window of `window` lines at a time: decide in order, ask the models, fold in order.
-
-    The first windows are smaller where the policy would have nothing to decide them on.
-    """
+def steps(lines: Iterable[Line], controller: Controller, source: OutcomeSource) -> Iterator[Step]:
+    """Algorithm 1, a window at a time: decide in order, ask the models, fold in order, close the window."""
     iterator = iter(lines)
-    while batch := list(islice(iterator, int(min(window, controller.policy.together(controller.t))))):
+    while batch := list(islice(iterator, controller.window())):
         batch, allowed = _fitting(batch, source)
         requests = [line for line in batch if isinstance(line, Request)]
         decisions = controller.decide(requests, allowed)
@@ -60,6 +55,7 @@ def steps(
             for request, decision, answers in zip(requests, decisions, outcomes, strict=True)
         ]
         queues = controller.settle(events)
+        controller.close_window()
         served = [event.served for event in events]
         settled = iter(list(map(Settled, requests, decisions, outcomes, served, queues)))
         yield Step([next(settled) if isinstance(line, Request) else line for line in batch], events)
@@ -102,7 +98,6 @@ def _event(
         text=request.prompt,
         plan=request.plan or DEFAULT_PLAN,
         decision=decision,
-        has_reference=bool(request.references),
         accuracies=tuple(accuracies),
         joules=tuple(joules),
         served=served,

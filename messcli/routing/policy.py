@@ -7,7 +7,7 @@ Equations and lines are those of the MESS+ paper (its Algorithm 1 as restored in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
@@ -63,7 +63,6 @@ class Served:
     accuracy: float | None  # observed; None without a reference
     estimate: float | None  # Â of the served model when it was chosen; None while nothing was learnt
     explored: bool
-    window: int  # requests that were decided together
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +74,56 @@ class Recent:
     samples: NDArray[np.float64]  # (models,): how many accuracies each model's estimates rest on
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window whose requests are all settled."""
+
+    requests: int  # decided together, before any outcome of them was known
+    alphas: Mapping[str, float]  # plan -> target
+    recent: Recent | None  # None where the policy doesn't want them, and while nothing is learnt
+
+
 class Policy(Protocol):
-    """How often the whole zoo is asked, and which model serves otherwise. `choose` is pure."""
+    """How often the whole zoo is asked, and which model serves otherwise.
+
+    `exploration_probability`, `window` and `choose` are pure: they change nothing, so that a whole window can be
+    decided before anything of it is settled. `settle` is called for each served request, in input order, and
+    `window_closed` after the last one of each window.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def remembers(self) -> int:
-        """How many of the latest requests `settle` wants to look at; 0: none."""
+        """How many of the latest requests `window_closed` wants to look at; 0: none."""
         ...
 
     def exploration_probability(self, t: int, explored: int) -> float:
         """p_t, after `explored` explorations."""
         ...
 
-    def together(self, t: int) -> float:
-        """How many requests, after the first t, may be decided before anything of them is known."""
+    def window(self, t: int, left: int | None) -> float:
+        """How many requests, after the first t, may be decided before anything of them is known.
+
+        Args:
+            left: requests still to come in this input; None where that isn't known.
+        """
         ...
 
     def choose(self, view: View) -> int: ...
 
-    def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
-        """Take in one served request. `recent` looks the latest ones up; None while nothing is learnt, and before the
-        last one of a window."""
+    def settle(self, served: Served) -> None:
+        """Take in one served request."""
+        ...
+
+    @property
+    def wants_recent(self) -> bool:
+        """Whether `window_closed` would use the recent requests now. Predicting for them again costs time."""
+        ...
+
+    def window_closed(self, window: Window) -> None:
+        """Every request of the window is settled; the next window isn't decided yet."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -121,14 +146,18 @@ class _Stateless:
     """What policies share that look at nothing but the View."""
 
     remembers = 0
+    wants_recent = False
 
     def exploration_probability(self, t: int, explored: int) -> float:
         return 0.0
 
-    def together(self, t: int) -> float:
+    def window(self, t: int, left: int | None) -> float:
         return math.inf
 
-    def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
+    def settle(self, served: Served) -> None:
+        pass
+
+    def window_closed(self, window: Window) -> None:
         pass
 
     def state(self) -> dict[str, Any]:

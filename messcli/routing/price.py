@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.routing.policy import Recent, Served, View, exploration_probability
+from messcli.routing.policy import Recent, Served, View, Window, exploration_probability
 
 Array = NDArray[np.float64]
 
@@ -41,6 +41,11 @@ class Promise:
     reachable: bool = True  # some price reaches the target, on the latest requests' estimates
     whole_zoo: float = 0.0  # what all models' answers cost, in chosen models' answers; 0 while not known
     solve_at: int = 0  # settled requests at which the price is solved anew
+
+    @property
+    def due(self) -> bool:
+        """Whether the price is to be solved at the end of this window."""
+        return self.settled >= self.solve_at
 
 
 class Auto:
@@ -90,7 +95,7 @@ class Auto:
         dearest = max((promise.whole_zoo for promise in self._promises.values()), default=0.0)
         return self.EXPLORED / dearest if dearest else 1.0
 
-    def together(self, t: int) -> float:
+    def window(self, t: int, left: int | None) -> float:
         return max(self.LEAST, t)  # the first ones go to the largest model: no more of them than are explored
 
     def choose(self, view: View) -> int:
@@ -115,7 +120,7 @@ class Auto:
 
     # ---- learning --------------------------------------------------------------------------------
 
-    def settle(self, served: Served, recent: Callable[[], Recent | None]) -> None:
+    def settle(self, served: Served) -> None:
         promise = self._promises.setdefault(served.plan, Promise())
         promise.settled += 1
         if served.accuracy is not None:
@@ -125,9 +130,18 @@ class Auto:
         elif served.estimate is not None:
             promise.unobserved += 1
             promise.surplus += served.estimate - served.alpha
-        if promise.settled >= promise.solve_at and (latest := recent()) is not None:
-            self._solve(promise, served.alpha, served.window, latest)
-            promise.solve_at = promise.settled + int(self._pace(promise))
+
+    @property
+    def wants_recent(self) -> bool:
+        return any(promise.due for promise in self._promises.values())
+
+    def window_closed(self, window: Window) -> None:
+        if window.recent is None:
+            return
+        for plan, promise in self._promises.items():
+            if promise.due:
+                self._solve(promise, window.alphas[plan], window.requests, window.recent)
+                promise.solve_at = promise.settled + int(self._pace(promise))
 
     @staticmethod
     def _learn_residual(promise: Promise, residual: float, explored: bool) -> None:

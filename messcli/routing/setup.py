@@ -28,6 +28,7 @@ class Setup:
     seed: int = 0
     serve: str = "largest"
     horizon: int | None = None  # requests to come, where it is known
+    window: int = 1  # requests decided together, at most
 
 
 # ---- the policies of the registry -----------------------------------------------------------------
@@ -70,5 +71,6 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
         # a mix that is blind to the request has nothing but means to learn, and needs them to be right
         learn_from="all" if setup.policy == "random" else setup.learn,
         serve=setup.serve,
+        window=setup.window,
     )
     return Controller(models, policy, predictor, JoulesPredictor(models), settings)

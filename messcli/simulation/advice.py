@@ -78,10 +78,11 @@ def _advise(
     def results(wanted: Sequence[tuple[float | None, float | None]], seeds: range) -> list[Result]:
         tasks = [
             Task(
-                Setup("mess+", v, c, config.learn, config.predictor, seed, config.serve),
+                Setup(
+                    "mess+", v, c, config.learn, config.predictor, seed, config.serve, window=config.window
+                ),
                 alpha,
                 shuffled=True,
-                window=config.window,
             )
             for v, c in wanted
             for seed in seeds

@@ -65,7 +65,6 @@ class Task:
     setup: Setup
     alpha: float
     shuffled: bool  # by setup.seed
-    window: int = 1
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ def replay(table: OutcomeTable, task: Task) -> Iterator[Settled]:
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
     if remember(len(requests)):  # every order of the table has the same texts
         controller.encode([request.prompt for request in requests])
-    for step in steps(requests, controller, table.source, task.window):
+    for step in steps(requests, controller, table.source):
         for line in step.lines:
             if isinstance(line, Settled):  # a recorded request always fits
                 yield line
@@ -169,8 +168,10 @@ def _cells(config: SimulateConfig) -> Iterator[Task]:
         swept_v = config.v if policy == "mess+" else (None,)
         swept_c = config.c if policy == "mess+" else (None,)
         for v, c, seed in product(swept_v, swept_c, config.seeds):
-            setup = Setup(policy, v, c, config.learn, config.predictor, seed, config.serve)
-            yield Task(setup, alpha, config.orders is not None, config.window)
+            setup = Setup(
+                policy, v, c, config.learn, config.predictor, seed, config.serve, window=config.window
+            )
+            yield Task(setup, alpha, config.orders is not None)
 
 
 def _task_of(cell: Task) -> Task:

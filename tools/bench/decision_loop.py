@@ -59,7 +59,7 @@ def measure(setup: Setup, requests: list[Request], source: Recorded) -> np.ndarr
     controller = create_controller(setup, len(source.names), {DEFAULT_PLAN: 0.7})
     seconds = np.zeros(len(requests))
     before = time.perf_counter()
-    for n, _ in enumerate(steps(requests, controller, source, 1)):
+    for n, _ in enumerate(steps(requests, controller, source)):
         now = time.perf_counter()
         seconds[n], before = now - before, now
     return seconds

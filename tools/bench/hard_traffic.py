@@ -58,11 +58,11 @@ class Traffic:
         alpha = float(accuracy[0] + at * (accuracy.max() - accuracy[0]))
         low, high, part = cheapest_mix(list(accuracy), list(joules), alpha)
         static = (1 - part) * joules[low] + part * joules[high]
-        setup = Setup(seed=seed, horizon=len(self.requests))
+        setup = Setup(seed=seed, horizon=len(self.requests), window=window)
         controller = create_controller(setup, self.models, {DEFAULT_PLAN: alpha})
         billed = served = 0.0
         position = 0
-        for step in steps(self.requests, controller, self.source, window):
+        for step in steps(self.requests, controller, self.source):
             for line in step.lines:
                 if isinstance(line, Settled) and line.served is not None:
                     billed += line.billed_joules or 0.0
