@@ -64,6 +64,10 @@ class CalibrationError(MessError):
     """A calibration that can't be made, can't be read, or doesn't fit the zoo, the devices or the versions."""
 
 
+class EnginesError(MessError):
+    """An engines file that can't be read, or names no engine for a model."""
+
+
 class StateError(MessError):
     """A state file that can't be used as it is."""
 

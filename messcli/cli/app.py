@@ -484,6 +484,22 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option("--complete-only", is_flag=True, help="Leave out requests that lack an outcome.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. Default: one per core.")
+@click.option(
+    "--engines",
+    metavar="FILE",
+    help="Play the runs through engines in load: measured joules and seconds per step, by requests running.",
+)
+@click.option(
+    "--engine",
+    multiple=True,
+    metavar="MODEL=ENTRY",
+    help="The entry of --engines that a model runs on; may be repeated. Default: by name, else guessed and said.",
+)
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="Who was asked for each request, and when: one JSON line each, of one run.",
+)
 @click.option("--out", metavar="FILE", help="One JSON line per policy, setting and order.")
 @click.option("--plot", metavar="DIR", help="Draw the comparison into DIR, as SVG.")
 @click.option(
@@ -503,6 +519,7 @@ def simulate(models: str | None, quiet: bool, **options: Any) -> None:
     messcli simulate outcomes.jsonl --alpha 0.6,0.7 --order-seeds 20
     messcli simulate outcomes.jsonl --alpha 0.7 --v 0.01,0.1,1 --c 1,3 --out results.jsonl --plot plots
     messcli simulate outcomes.jsonl --alpha 0.7 --best
+    messcli simulate outcomes.jsonl --alpha 0.7 --window 4096 --engines engines.json --trace trace.jsonl
     """
     from messcli.jobs.simulate import JudgeConfig, judge
 

@@ -9,18 +9,20 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from messcli.errors import UsageError
+from messcli.errors import UsageError, shown
 from messcli.files.sinks import write_text
 from messcli.metrics import load_metric
 from messcli.simulation.advice import advice_lines, advise
+from messcli.simulation.engines import Asked, Engines, at_full_load, engines_of, trace_text
 from messcli.simulation.figures import figure_1, tradeoff, write_charts
-from messcli.simulation.hindsight import static_mix
+from messcli.simulation.hindsight import ORACLE, static_mix
 from messcli.simulation.results import Line, Result, line_of, lines
-from messcli.simulation.runs import SimulateConfig, alphas_at, cores, simulate
+from messcli.simulation.runs import SimulateConfig, Task, alphas_at, cores, simulate
 from messcli.simulation.table import OutcomeTable, read_table
 
 PAPER_ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best
@@ -49,6 +51,9 @@ class JudgeConfig:
     plot: str | None = None
     best: bool = False
     paper: str | None = None
+    engines: str | None = None
+    engine: tuple[str, ...] = ()  # MODEL=ENTRY of the engines file
+    trace: str | None = None
 
 
 def judge(
@@ -62,6 +67,9 @@ def judge(
     name = config.metric
     scorer = None if name is None else lambda: load_metric(name)
     table = read_table(config.table, scorer=scorer, models=config.models, complete_only=config.complete_only)
+    engines = _engines(table, config)
+    if engines is not None:
+        table = at_full_load(table, engines)
     asked = (*(config.alphas or ()), *alphas_at(table, config.alpha_at or ()))
     if not asked and config.paper is None:
         means = table.accuracies.mean(axis=0)
@@ -81,6 +89,8 @@ def judge(
         window=config.window,
         jobs=config.jobs or cores(),
     )
+    if config.trace is not None:
+        simulation = _one_run(simulation)
     if config.paper is not None:
         return _evidence()(table, simulation, Path(config.paper), Path(config.table).name, on_progress)
     if config.best:
@@ -88,14 +98,50 @@ def judge(
         return [line for one in advice for line in advice_lines(table, one)]
     if config.out is not None:
         write_text(Path(config.out), "", "--out")  # a place that can't be written is told before the work
-    results = simulate(table, simulation, on_progress)
+    on_trace = None
+    if config.trace is not None:
+        write_text(Path(config.trace), "", "--trace")
+        on_trace = partial(_write_trace, Path(config.trace), table)
+    results = simulate(table, simulation, on_progress, engines=engines, on_trace=on_trace)
     if config.out is not None:
         rows = "".join(f"{json.dumps(result.row())}\n" for result in results)
         write_text(Path(config.out), rows, "--out")
-    text = table_lines(table, simulation, results)
+    text = table_lines(table, simulation, results, engines)
     if config.plot is not None:
         text += [f"drawn: {path}" for path in draw(table, results, Path(config.plot))]
     return text
+
+
+def _engines(table: OutcomeTable, config: JudgeConfig) -> Engines | None:
+    if config.engines is None:
+        if config.engine:
+            raise UsageError(
+                "--engine says which entry of an engines file a model is. Give --engines FILE too"
+            )
+        return None
+    pairs = {}
+    for text in config.engine:
+        model, equals, entry = text.partition("=")
+        if not equals or not model or not entry:
+            raise UsageError(f"--engine: expected MODEL=ENTRY, found {shown(text)}. See --help")
+        pairs[model] = entry
+    return engines_of(table, Path(config.engines), pairs)
+
+
+def _one_run(config: SimulateConfig) -> SimulateConfig:
+    """The only run that a trace can be of: mess+, unless one other policy is named."""
+    if not config.policies:
+        config = replace(config, policies=("mess+",))
+    swept = (config.alphas, config.policies, config.v, config.c, config.seeds)
+    if any(len(values) > 1 for values in swept) or config.policies == (ORACLE,):
+        raise UsageError(
+            "--trace is of one run. Give one alpha, one V and c, one --policy (not oracle) and at most one order"
+        )
+    return config
+
+
+def _write_trace(path: Path, table: OutcomeTable, task: Task, trace: Sequence[Asked]) -> None:
+    write_text(path, trace_text(trace, table), "--trace")
 
 
 def _evidence() -> Callable[..., list[str]]:
@@ -126,7 +172,9 @@ def draw(table: OutcomeTable, results: Sequence[Result], folder: Path) -> list[P
     return write_charts(charts, folder, "--plot")
 
 
-def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[Result]) -> list[str]:
+def table_lines(
+    table: OutcomeTable, config: SimulateConfig, results: Sequence[Result], engines: Engines | None = None
+) -> list[str]:
     """The comparison, for people: a block per alpha, yardsticks included."""
     means = table.accuracies.mean(axis=0)
     joules = table.joules.mean(axis=0)
@@ -140,6 +188,8 @@ def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[R
         f"predictor {config.predictor}, learning from {config.learn}, window {config.window}",
         f"models: {models}",
     ]
+    if engines is not None:
+        text += engines.said
     if table.left_out:
         text.append(f"{table.left_out} incomplete requests left out")
     summed = lines(results)
@@ -149,6 +199,8 @@ def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[R
         rows = [_HEADER + [_short(name) for name in table.names]]
         rows += [_cells_of(line, static) for line in (*block, static)]
         text += ["", f"alpha {alpha:.4f}", *_aligned(rows)]
+        if engines is not None:
+            text += ["", "in load:", *_aligned(_load_rows(block, alpha, engines))]
     text += [
         "",
         "J billed: joules per request, every model of every exploration included; J paper: an exploration "
@@ -156,7 +208,39 @@ def table_lines(table: OutcomeTable, config: SimulateConfig, results: Sequence[R
         "static: the cheapest request-blind mix in hindsight; oracle: the linear programme that knows every "
         "outcome. Both are bounds to compare with, not policies to run.",
     ]
+    if engines is not None:
+        text.append(
+            "in load: joules per request of all engines until the last answer, idling included; a model's column: mean "
+            "requests running while it had any. J billed: as if every engine were full all the time."
+        )
     return text
+
+
+def _load_rows(block: Sequence[Line], alpha: float, engines: Engines) -> list[list[str]]:
+    names = engines.names
+    rows = [
+        ["", "J / request", "seconds", "of largest", "of smallest", "of blind mix"]
+        + [_short(name) for name in names]
+    ]
+    in_one_go = {f"all {name}": played for name, played in zip(names, engines.alone, strict=True)}
+    in_one_go["blind mix"] = engines.blind_mix(alpha)
+    named = [(line.policy, line.in_load) for line in block]
+    named += [(f"{name}, in one go", engines.compared(played, alpha)) for name, played in in_one_go.items()]
+    for name, found in named:
+        if found is None:  # the oracle is no run
+            continue
+        rows.append(
+            [
+                name,
+                f"{found.joules:.{_digits(found.joules)}f}",
+                f"{found.seconds:.1f}",
+                f"{found.of_largest:.3f}",
+                f"{found.of_smallest:.3f}",
+                f"{found.of_blind_mix:.3f}",
+                *(f"{running:.0f}" for running in found.running.values()),
+            ]
+        )
+    return rows
 
 
 _HEADER = ["policy", "V", "c", "accuracy", "J billed", "J paper", "of static", "meets", "explored"]

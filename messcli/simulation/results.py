@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from messcli.metrics import ROUNDING
+from messcli.simulation.engines import InLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,14 @@ class Result:
     explorations: int
     served: dict[str, int]
     meets_alpha: bool
+    in_load: InLoad | None = None  # None: no engines were given
 
     def row(self) -> dict[str, Any]:
         """As it stands in the file."""
-        return asdict(self)
+        row = asdict(self)
+        if self.in_load is None:
+            del row["in_load"]
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Line:
     explorations: float
     shares: Mapping[str, float]
     meets: int  # orders in which alpha was met
+    in_load: InLoad | None = None
 
 
 def lines(results: Iterable[Result]) -> list[Line]:
@@ -88,4 +94,16 @@ def line_of(group: Sequence[Result]) -> Line:
         explorations=mean(r.explorations for r in group),
         shares={name: mean(r.served[name] / r.requests for r in group) for name in first.served},
         meets=sum(r.meets_alpha for r in group),
+        in_load=_mean_in_load([r.in_load for r in group if r.in_load is not None]),
     )
+
+
+def _mean_in_load(found: Sequence[InLoad]) -> InLoad | None:
+    if not found:
+        return None
+    means = {
+        name: float(np.mean([getattr(one, name) for one in found]))
+        for name in ("joules", "seconds", "of_largest", "of_smallest", "of_blind_mix")
+    }
+    running = {name: float(np.mean([one.running[name] for one in found])) for name in found[0].running}
+    return InLoad(running=running, **means)

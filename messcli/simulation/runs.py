@@ -24,8 +24,9 @@ from messcli.metrics import keeps
 from messcli.predict.text import remember
 from messcli.registry import POLICIES
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Settled, steps
+from messcli.routing.loop import Settled, Step, steps
 from messcli.routing.setup import Setup, create_controller
+from messcli.simulation.engines import Asked, Engines, Played
 from messcli.simulation.hindsight import ORACLE, oracle
 from messcli.simulation.results import Result
 from messcli.simulation.table import OutcomeTable
@@ -72,35 +73,57 @@ class Task:
 
 def replay(table: OutcomeTable, task: Task) -> Iterator[Settled]:
     """Run the loop over the table's requests; yield each with all that came of it."""
-    requests: Sequence[Any] = table.requests
-    if task.shuffled:
-        order = np.random.default_rng(task.setup.seed).permutation(len(requests))
-        requests = [requests[position] for position in order]
+    for step in _windows(table, task):
+        yield from _settled(step)
+
+
+def _settled(step: Step) -> Iterator[Settled]:
+    return (line for line in step.lines if isinstance(line, Settled))  # a recorded request always fits
+
+
+def _windows(table: OutcomeTable, task: Task) -> Iterator[Step]:
+    requests: Sequence[Any] = [table.requests[position] for position in _order(table, task)]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
     if remember(len(requests)):  # every order of the table has the same texts
         controller.encode([request.prompt for request in requests])
-    for step in steps(requests, controller, table.source):
-        for line in step.lines:
-            if isinstance(line, Settled):  # a recorded request always fits
-                yield line
+    yield from steps(requests, controller, table.source)
+
+
+def _order(table: OutcomeTable, task: Task) -> list[int]:
+    """The position in the table of each request of the run."""
+    count = len(table.requests)
+    if not task.shuffled:
+        return list(range(count))
+    order: list[int] = np.random.default_rng(task.setup.seed).permutation(count).tolist()
+    return order
 
 
 def run_task(table: OutcomeTable, task: Task) -> Result:
     """Run the loop over the table and add up."""
+    return run_traced(table, task)[0]
+
+
+def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
+    """... and say who was asked, and when."""
     served = [0] * len(table.names)
     accuracy = billed = paper = 0.0
     explorations = 0
-    for line in replay(table, task):
-        m = line.decision.model if line.served is None else line.served
-        outcome = line.outcomes[m]
-        served[m] += 1
-        explorations += line.decision.explored
-        accuracy += outcome.accuracy or 0.0
-        paper += outcome.joules or 0.0
-        billed += line.billed_joules or 0.0
+    trace: list[Asked] = []
+    positions = iter(_order(table, task))
+    for step in _windows(table, task):
+        settled = len(trace)  # a window is decided when all before it is settled
+        for line in _settled(step):
+            trace.append(Asked(next(positions), settled, (line.decision.asked,), model=line.served))
+            m = line.decision.model if line.served is None else line.served
+            outcome = line.outcomes[m]
+            served[m] += 1
+            explorations += line.decision.explored
+            accuracy += outcome.accuracy or 0.0
+            paper += outcome.joules or 0.0
+            billed += line.billed_joules or 0.0
     count = len(table.requests)
-    return Result(
+    result = Result(
         policy=task.setup.policy,
         alpha=task.alpha,
         v=task.setup.v,
@@ -114,6 +137,7 @@ def run_task(table: OutcomeTable, task: Task) -> Result:
         served=dict(zip(table.names, served, strict=True)),
         meets_alpha=keeps(accuracy / count, task.alpha),
     )
+    return result, trace
 
 
 # ---- many runs -----------------------------------------------------------------------------------
@@ -135,11 +159,16 @@ def simulate(
     table: OutcomeTable,
     config: SimulateConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    engines: Engines | None = None,
+    on_trace: Callable[[Task, Sequence[Asked]], None] | None = None,
 ) -> list[Result]:
     """Run everything that `config` asks for.
 
     Args:
         on_progress: called with runs done and runs in all.
+        engines: those of the table, to play each run through.
+        on_trace: called with each run and who was asked in it.
 
     Returns:
         One result per policy, setting and request order; settings in the order they were asked for.
@@ -149,7 +178,18 @@ def simulate(
         if name not in all_policies():
             raise UsageError(POLICIES.unknown(name, ORACLE))
     tasks = list(dict.fromkeys(_task_of(cell) for cell in _cells(config) if cell.setup.policy != ORACLE))
-    done = dict(zip(tasks, each(run_task, tasks, table, config.jobs, on_progress), strict=True))
+    done: dict[Task, Result] = {}
+    played: dict[Task, Played] = {}
+    if engines is None and on_trace is None:
+        done = dict(zip(tasks, each(run_task, tasks, table, config.jobs, on_progress), strict=True))
+    else:
+        traced = each(run_traced, tasks, table, config.jobs, on_progress)
+        for task, (result, trace) in zip(tasks, traced, strict=True):
+            done[task] = result
+            if engines is not None:
+                played[task] = engines.play(trace)
+            if on_trace is not None:
+                on_trace(task, trace)
     hindsight = {alpha: oracle(table, alpha) for alpha in config.alphas if ORACLE in config.policies}
     results = []
     for cell in _cells(config):
@@ -158,7 +198,10 @@ def simulate(
             continue
         result = done[_task_of(cell)]
         meets = keeps(result.accuracy, cell.alpha)
-        results.append(replace(result, alpha=cell.alpha, seed=cell.setup.seed, meets_alpha=meets))
+        in_load = None if engines is None else engines.compared(played[_task_of(cell)], cell.alpha)
+        results.append(
+            replace(result, alpha=cell.alpha, seed=cell.setup.seed, meets_alpha=meets, in_load=in_load)
+        )
     return results
 
 
