@@ -7,8 +7,9 @@ stand here and not in `messcli` itself, where `simulate` and `record` are module
 from messcli.calibration import CalibrateConfig, calibrate
 from messcli.errors import MessError
 from messcli.files.requests import InputFields
+from messcli.jobs.config import Keeping, Promise, Reading, RouteConfig, Running, Writing
 from messcli.jobs.record import record
-from messcli.jobs.route import RouteConfig, route
+from messcli.jobs.route import route
 from messcli.jobs.summary import Summary
 from messcli.metrics import Metric, load_metric
 from messcli.records import Decision, Outcome, Request
@@ -24,17 +25,22 @@ __all__ = [
     "Controller",
     "Decision",
     "InputFields",
+    "Keeping",
     "MessError",
     "Metric",
     "ModelSpec",
     "Outcome",
     "OutcomeTable",
+    "Promise",
+    "Reading",
     "Request",
     "Result",
     "RouteConfig",
+    "Running",
     "Setup",
     "SimulateConfig",
     "Summary",
+    "Writing",
     "Zoo",
     "calibrate",
     "create_controller",

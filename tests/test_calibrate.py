@@ -43,7 +43,8 @@ from messcli.cli import main
 from messcli.energy import Meter, split
 from messcli.errors import CalibrationError, MeterError, StateBusy, UsageError
 from messcli.jobs import fleet as engine
-from messcli.jobs.route import RouteConfig, route
+from messcli.jobs.config import RouteConfig, Running
+from messcli.jobs.route import route
 from messcli.models.backend import Exact, create
 from messcli.predict.ridge import BELIEF, EnergyPrior, JoulesPredictor
 from messcli.records import Generation, Request
@@ -601,7 +602,7 @@ def test_numbers_that_are_none_are_refused(calibrated: Path, value: Any) -> None
 
 def routed(folder: Path, output: str, **options: Any) -> tuple[list[dict[str, Any]], Any, list[str]]:
     lines: list[str] = []
-    config = RouteConfig(input=str(folder / "in.jsonl"), output=str(folder / output), **options)
+    config = RouteConfig.of(input=str(folder / "in.jsonl"), output=str(folder / output), **options)
     summary = route(config, tell=lines.append)
     return rows_of(folder / output), summary, lines
 
@@ -807,7 +808,7 @@ def scenario(folder: str) -> None:
     found["difference"] = load_calibration(zoo.parent / "calibration.json").difference(load_zoo(zoo), "auto")
     # a zoo of cards alone: its overhead is the cards' and the CPU's
     control(*good)
-    live = engine.open_live(engine.EngineConfig(), load_zoo(zoo), lambda *_: 1.0, lambda _: None)  # type: ignore[arg-type]
+    live = engine.open_live(Running(), load_zoo(zoo), lambda *_: 1.0, lambda _: None)  # type: ignore[arg-type]
     outcomes = live.query([(Request("a", "one two three", key=b"a"), (0, 1))])
     found["meters"] = sorted({str(outcome.meter) for outcome in outcomes[0].values()})
     found["overhead"] = sorted(live.take_overhead())

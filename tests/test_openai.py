@@ -20,7 +20,8 @@ import pytest
 
 from messcli.energy import open_meter
 from messcli.errors import MeterError, ModelError, ZooError
-from messcli.jobs.fleet import EngineConfig, open_live
+from messcli.jobs.config import Running
+from messcli.jobs.fleet import open_live
 from messcli.metrics import load_metric
 from messcli.models.openai import ATTEMPTS, OpenAIBackend
 from messcli.models.transformers import TransformersBackend
@@ -317,7 +318,7 @@ def zoo(tmp_path: Path, url: str, more: str = "") -> Any:
 
 
 def ask(of: Any, meter: str = "estimate") -> Any:
-    live = open_live(EngineConfig(meter), of, load_metric("exact"), lambda line: None)
+    live = open_live(Running(meter), of, load_metric("exact"), lambda line: None)
     try:
         return [answers[0] for answers in live.query([(request, [0]) for request in requests(3)])]
     finally:

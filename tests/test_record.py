@@ -25,7 +25,7 @@ def job(tmp_path, monkeypatch):
     def run(name="out.jsonl", rows=None, **options):
         source = tmp_path / "in.jsonl"
         source.write_text("".join(f"{json.dumps(row)}\n" for row in rows or requests(20)))
-        config = RouteConfig(str(source), str(tmp_path / name), zoo=str(zoo), meter="estimate", **options)
+        config = RouteConfig.of(str(source), str(tmp_path / name), zoo=str(zoo), meter="estimate", **options)
         return record(config), [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 
     return run
@@ -102,7 +102,7 @@ def test_a_recording_and_a_routing_keep_separate_states(job, tmp_path):
     job()
     with pytest.raises(StateError, match="policy record"):
         route(
-            RouteConfig(
+            RouteConfig.of(
                 str(tmp_path / "in.jsonl"),
                 str(tmp_path / "out.jsonl"),
                 zoo=str(tmp_path / "zoo.toml"),

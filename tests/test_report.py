@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
         rows = requests(COUNT, WITHOUT_REFERENCE)
         rows[7] = {"id": "broken"}
         (folder / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        config = RouteConfig(
+        config = RouteConfig.of(
             str(folder / "in.jsonl"),
             str(folder / "out.jsonl"),
             zoo=str(zoo),
@@ -94,7 +94,9 @@ def test_energy_adds_up_by_model_and_kind(finished, rows):
 def test_overhead_is_told_apart(tmp_path, monkeypatch):
     zoo = write_zoo(tmp_path, monkeypatch)
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in requests(9)))
-    route(RouteConfig(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo), meter="estimate"))
+    route(
+        RouteConfig.of(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo), meter="estimate")
+    )
     report = make_report(str(tmp_path / "o.jsonl.state"))
     assert report.energy[-1]["kind"] == "overhead"
     assert report.savings.overhead_joules == pytest.approx(report.energy[-1]["joules"] / 9)
@@ -255,7 +257,9 @@ def test_what_is_no_run_is_told(finished, tmp_path):
 def test_a_recordings_state_is_no_run(tmp_path, monkeypatch):
     zoo = write_zoo(tmp_path, monkeypatch)
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in requests(3)))
-    record(RouteConfig(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo), meter="estimate"))
+    record(
+        RouteConfig.of(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo), meter="estimate")
+    )
     with pytest.raises(InputError, match="state of a recording"):
         make_report(str(tmp_path / "o.jsonl.state"))
 
@@ -263,7 +267,9 @@ def test_a_recordings_state_is_no_run(tmp_path, monkeypatch):
 def test_an_empty_state_is_reported(tmp_path, monkeypatch):
     zoo = write_zoo(tmp_path, monkeypatch)
     (tmp_path / "in.jsonl").write_text("")
-    route(RouteConfig(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo), meter="estimate"))
+    route(
+        RouteConfig.of(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo), meter="estimate")
+    )
     report = make_report(str(tmp_path / "o.jsonl.state"))
     assert report.requests == 0
     assert report_lines(report)

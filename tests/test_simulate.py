@@ -115,7 +115,7 @@ def test_orders_differ_and_are_reproducible():
 
 
 def test_processes_give_what_one_process_gives():
-    config = SimulateConfig((0.65, 0.75), v=(0.1, 1.0), c=(1.0,), orders=2, predictor="linear")
+    config = SimulateConfig((0.65, 0.75), v=(0.1, 1.0), c=(1.0,), orders=2, setup=Setup(predictor="linear"))
     assert simulate(TABLE, replace(config, jobs=2)) == simulate(TABLE, config)
 
 
@@ -130,7 +130,9 @@ def test_a_killed_process_is_told():
 
 def test_a_result_per_policy_setting_and_order():
     seen = []
-    config = SimulateConfig((0.6, 0.7), v=(0.1, 1.0), c=(1.0, 3.0), orders=3, seed=5, predictor="linear")
+    config = SimulateConfig(
+        (0.6, 0.7), v=(0.1, 1.0), c=(1.0, 3.0), orders=3, setup=Setup(seed=5, predictor="linear")
+    )
     results = simulate(TABLE, config, lambda done, total: seen.append((done, total)))
     cells = [(r.policy, r.alpha, r.v, r.c, r.seed) for r in results]
     assert len(cells) == len(set(cells)) == 2 * 3 * (4 + 4)  # four settings of mess+, four other policies
@@ -209,7 +211,7 @@ def test_alphas_lie_between_the_smallest_and_the_best_model():
 def test_advice_is_the_cheapest_setting_that_keeps_the_promise():
     table = make_table(150)
     config = SimulateConfig(
-        (0.66, 0.8, 0.999), v=(0.001, 0.1, 1000.0), c=(0.3,), orders=4, predictor="linear"
+        (0.66, 0.8, 0.999), v=(0.001, 0.1, 1000.0), c=(0.3,), orders=4, setup=Setup(predictor="linear")
     )
     easy, fair, never = advise(table, config)
     everything = lines(simulate(table, replace(config, alphas=(0.66,), policies=("mess+",))))

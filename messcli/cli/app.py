@@ -24,7 +24,6 @@ from messcli.registry import METERS, METRICS, POLICIES, PREDICTORS, Registry
 
 if TYPE_CHECKING:
     from messcli.calibration import CalibrateProgress
-    from messcli.files.requests import InputFields
     from messcli.jobs.summary import Progress
 
 
@@ -82,20 +81,15 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
-def _take_fields(options: dict[str, Any]) -> InputFields:
-    """Take the three options that say what the input calls its fields out of `options`."""
-    from messcli.files.requests import InputFields
-
-    return InputFields(*(options.pop(f"{name}_field") for name in ("prompt", "reference", "id")))
-
-
-def _numbers(low: float, high: float = float("inf"), *, low_open: bool = False) -> Callable[..., Any]:
+def _numbers(
+    low: float, high: float = float("inf"), *, low_open: bool = False, default: tuple[None, ...] = ()
+) -> Callable[..., Any]:
     """Reads numbers with commas between them, such as 0.01,0.1,1: a click callback."""
     within = click.FloatRange(low, high, min_open=low_open)
 
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float | None, ...]:
         if value is None:
-            return None
+            return default
         return tuple(within.convert(float_of(part), param, ctx) for part in value.split(","))
 
     def float_of(part: str) -> float:
@@ -164,7 +158,7 @@ class _Option(click.Option):
 
 
 @main.command(short_help="Route a file of prompts: the main job.")
-@click.argument("input_path", metavar="INPUT")
+@click.argument("input", metavar="INPUT")
 @click.option(
     "-o",
     "--output",
@@ -312,15 +306,21 @@ class _Option(click.Option):
 )
 @click.option(
     "--prompt-field",
+    "prompt",
     default="prompt",
     show_default=True,
     metavar="NAME",
     help="The input's name for the prompt.",
 )
 @click.option(
-    "--reference-field", default="reference", show_default=True, metavar="NAME", help="... for the reference."
+    "--reference-field",
+    "reference",
+    default="reference",
+    show_default=True,
+    metavar="NAME",
+    help="... for the reference.",
 )
-@click.option("--id-field", default="id", show_default=True, metavar="NAME", help="... for the id.")
+@click.option("--id-field", "id", default="id", show_default=True, metavar="NAME", help="... for the id.")
 @click.option("--include-prompt", is_flag=True, help="Copy prompt and reference to the rows.")
 @click.option("--fields", "columns", metavar="A,B,...", help="Only these columns.")
 @click.option(
@@ -329,7 +329,7 @@ class _Option(click.Option):
     help=f"Exit {EXIT_SLA_MISSED} when the observed mean accuracy is below alpha.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No summary and no progress bar; warnings and errors only.")
-def route(input_path: str, columns: str | None, check_sla: bool, quiet: bool, **options: Any) -> None:
+def route(columns: str | None, check_sla: bool, quiet: bool, **options: Any) -> None:
     """Route every request of INPUT (JSON lines; .gz too, - is standard input) to one model of the zoo.
 
     A line is {"prompt": "...", "reference": "..."} or {"messages": [...]}; id and reference are optional,
@@ -340,10 +340,10 @@ def route(input_path: str, columns: str | None, check_sla: bool, quiet: bool, **
     messcli route in.jsonl -o out.jsonl --zoo zoo.toml --alpha 0.7
     zcat in.jsonl.gz | messcli route - -o - --state my.state | jq .output
     """
-    from messcli.jobs.route import RouteConfig, route
+    from messcli.jobs.config import RouteConfig
+    from messcli.jobs.route import route
 
-    fields = _take_fields(options)
-    config = RouteConfig(input=input_path, input_fields=fields, columns=_names(columns), **options)
+    config = RouteConfig.of(columns=_names(columns), **options)
     with _request_bar("route", quiet) as (on_progress, tell):
         summary = route(config, on_progress=on_progress, tell=tell)
     if not quiet:
@@ -360,12 +360,12 @@ def route(input_path: str, columns: str | None, check_sla: bool, quiet: bool, **
 @_with_options_of(
     route,
     "output", "zoo", "metric", "window", "limit", "state", "wait_seconds", "on_error", "meter", "calibration",
-    "no_calibration", "batch_size", "preload", "max_loaded", "engine", "address", "prompt_field",
-    "reference_field", "id_field", "quiet",
+    "no_calibration", "batch_size", "preload", "max_loaded", "engine", "address", "prompt", "reference",
+    "id", "quiet",
 )  # fmt: skip
 @main.command(short_help="Ask every model everything: an outcomes table for `simulate`.")
-@click.argument("input_path", metavar="INPUT")
-def record(input_path: str, quiet: bool, **options: Any) -> None:
+@click.argument("input", metavar="INPUT")
+def record(quiet: bool, **options: Any) -> None:
     """Put every request of INPUT to every model of the zoo, and keep what each answered, scored and took.
 
     The table that comes of it is what `messcli simulate` judges policies on. Stopping and going on work as
@@ -375,11 +375,10 @@ def record(input_path: str, quiet: bool, **options: Any) -> None:
     messcli record in.jsonl -o outcomes.jsonl --zoo zoo.toml
     messcli simulate outcomes.jsonl --alpha 0.7
     """
+    from messcli.jobs.config import RouteConfig
     from messcli.jobs.record import record
-    from messcli.jobs.route import RouteConfig
 
-    fields = _take_fields(options)
-    config = RouteConfig(input=input_path, input_fields=fields, **options)
+    config = RouteConfig.of(**options)
     with _request_bar("record", quiet) as (on_progress, tell):
         summary = record(config, on_progress=on_progress, tell=tell)
     if not quiet:
@@ -389,9 +388,7 @@ def record(input_path: str, quiet: bool, **options: Any) -> None:
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 
-@_with_options_of(
-    route, "zoo", "meter", "batch_size", "window", "prompt_field", "reference_field", "id_field", "quiet"
-)
+@_with_options_of(route, "zoo", "meter", "batch_size", "window", "prompt", "reference", "id", "quiet")
 @main.command(short_help="Measure what each model costs, by prompt and output length.")
 @click.argument("prompts", required=False, metavar="[PROMPTS]")
 @click.option(
@@ -425,9 +422,9 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
     messcli calibrate requests.jsonl --zoo zoo.toml --budget 1800
     """
     from messcli.calibration import CalibrateConfig, calibrate
+    from messcli.jobs.config import gathered
 
-    fields = _take_fields(options)
-    config = CalibrateConfig(input_fields=fields, **options)
+    config = gathered(CalibrateConfig, options)
     with _time_bar("calibrate", quiet) as (on_progress, tell):
         summary = calibrate(config, on_progress=on_progress, tell=tell)
     _exit_if_stopped(summary.stopped_by)
@@ -450,11 +447,13 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option(
     "--v",
-    callback=_numbers(0, low_open=True),
+    callback=_numbers(0, low_open=True, default=(None,)),
     metavar="V,W,...",
     help="Weights of energy to try. Without: found by the program.",
 )
-@click.option("--c", callback=_numbers(0), metavar="C,D,...", help="Exploration constants to try.")
+@click.option(
+    "--c", callback=_numbers(0, default=(None,)), metavar="C,D,...", help="Exploration constants to try."
+)
 @click.option(
     "--policy",
     "policies",
@@ -521,9 +520,10 @@ def simulate(models: str | None, quiet: bool, **options: Any) -> None:
     messcli simulate outcomes.jsonl --alpha 0.7 --best
     messcli simulate outcomes.jsonl --alpha 0.7 --window 4096 --engines engines.json --trace trace.jsonl
     """
+    from messcli.jobs.config import gathered
     from messcli.jobs.simulate import JudgeConfig, judge
 
-    config = JudgeConfig(models=_names(models), **options)
+    config = gathered(JudgeConfig, {"models": _names(models), **options})
     with _counting_bar("simulate", quiet) as on_progress:
         text = judge(config, on_progress)
     for line in text:

@@ -6,64 +6,60 @@ Knows which model runs where and who meters it; nothing of how a model is chosen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from messcli.energy import AUTO, CPU, EnergyLedger, Weight, open_meter
 from messcli.errors import UsageError, ZooError
+from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create
 from messcli.models.live import Live
 from messcli.zoo import ModelSpec, Zoo
 
-LOCAL, RAY = "local", "ray"
 
+def open_live(
+    running: Running,
+    zoo: Zoo,
+    metric: Metric,
+    tell: Callable[[str], None],
+    weights: Mapping[str, Weight] | None = None,
+) -> Live:
+    """The zoo's models as a source of outcomes; nothing is loaded yet.
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """How and where models run; nothing here changes what they answer."""
-
-    meter: str = "auto"
-    batch_size: int | None = None
-    max_loaded: int | None = None  # models in memory at a time; None: as many as there is memory for
-    engine: str = LOCAL
-    address: str | None = None  # of the Ray cluster; None: $RAY_ADDRESS, else a cluster of this machine alone
-    weights: Mapping[str, Weight] = field(default_factory=dict)  # how a batch's joules are split, by model
-
-
-def open_live(config: EngineConfig, zoo: Zoo, metric: Metric, tell: Callable[[str], None]) -> Live:
-    """The zoo's models as a source of outcomes; nothing is loaded yet. `tell` takes lines for the user.
+    Args:
+        tell: takes lines for the user.
+        weights: how a batch's joules are split, by model.
 
     Raises:
         MeterError: a device that nothing meters.
         ZooError: a model elsewhere whose joules nobody knows.
         UsageError: options that contradict each other.
     """
-    backends = _backends(config, zoo, tell)
+    backends = _backends(running, zoo, tell)
     own = [backend for backend in backends if not isinstance(backend, SelfMetered)]
     devices = dict.fromkeys(device for backend in own for device in backend.devices)
-    if own and config.meter == AUTO:
+    if own and running.meter == AUTO:
         devices.setdefault(CPU)  # loading, learning and feeding the cards is overhead, and the CPU's
     others = [backend.cpu_seconds for backend in own if isinstance(backend, OtherProcesses)]
-    meter = open_meter(config.meter, tuple(devices), zoo.energy.get("cpu_watts"), others)
+    meter = open_meter(running.meter, tuple(devices), zoo.energy.get("cpu_watts"), others)
     for line in meter.describe():
         tell(line)
-    return Live(backends, EnergyLedger(meter), metric, max_loaded=config.max_loaded, weights=config.weights)
+    return Live(backends, EnergyLedger(meter), metric, max_loaded=running.max_loaded, weights=weights)
 
 
-def _backends(config: EngineConfig, zoo: Zoo, tell: Callable[[str], None]) -> Sequence[Backend]:
-    if config.engine == RAY:
+def _backends(running: Running, zoo: Zoo, tell: Callable[[str], None]) -> Sequence[Backend]:
+    if running.engine == RAY:
         from messcli.models.ray import connect
 
-        return connect(config.address, tell).backends(zoo, config.meter, config.batch_size)
-    if config.address is not None:
+        return connect(running.address, tell).backends(zoo, running.meter, running.batch_size)
+    if running.address is not None:
         raise UsageError("--address is where a Ray cluster is. Add --engine ray, or leave it out")
-    return [_backend(spec, zoo, config) for spec in zoo.models]
+    return [_backend(spec, zoo, running) for spec in zoo.models]
 
 
-def _backend(spec: ModelSpec, zoo: Zoo, config: EngineConfig) -> Backend:
-    backend = create(spec, batch_size=config.batch_size)
-    if spec.backend != "openai" or config.meter.startswith("replay:"):
+def _backend(spec: ModelSpec, zoo: Zoo, running: Running) -> Backend:
+    backend = create(spec, batch_size=running.batch_size)
+    if spec.backend != "openai" or running.meter.startswith("replay:"):
         return backend
     from messcli.models.openai import OpenAIBackend
     from messcli.models.priced import CALIBRATION, STATED, Priced, stated_price

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from messcli.jobs.route import Job, RouteConfig, run_job
+from messcli.jobs.config import RouteConfig
+from messcli.jobs.route import Job, run_job
 from messcli.jobs.summary import Progress, Summary
 from messcli.predict.base import MeanPredictor
 from messcli.predict.ridge import JoulesPredictor
@@ -82,7 +83,11 @@ def record(
         MessError: with what the user can do; all finished windows are kept.
     """
     # The policy stands in the state's signature: a recording isn't continued by `route`, nor the reverse.
-    config = replace(config, policy="record", alpha=0.0, v=None, c=None, predictor="mean")
+    config = replace(
+        config,
+        promise=replace(config.promise, alpha=0.0),
+        setup=replace(config.setup, policy="record", v=None, c=None, predictor="mean"),
+    )
     rows = _Rows()
     job = Job(lambda setup, models, alphas: AskAll(models, alphas, setup.window), rows.row)
     summary = run_job(config, job, on_progress, tell)

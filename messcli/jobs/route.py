@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any
 from messcli.calibration.file import Calibration, find_calibration
 from messcli.energy.meter import check_choice
 from messcli.errors import InputError, MessError, MeterError, UsageError
-from messcli.files.requests import InputFields, count_lines, open_input, read_requests
+from messcli.files.requests import count_lines, open_input, read_requests
 from messcli.files.sinks import STDOUT
-from messcli.jobs.fleet import LOCAL, EngineConfig, open_live
+from messcli.jobs.config import LOCAL, RouteConfig, Running
+from messcli.jobs.fleet import open_live
 from messcli.jobs.resume import (
     CreateController,
     account_rows,
@@ -36,49 +37,11 @@ from messcli.models.live import Live
 from messcli.records import ROW_FIELDS, Outcome, Rejected, Request, rejected_row, row_of
 from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.loop import Line, Settled, Step, steps
-from messcli.routing.setup import Setup, create_controller
+from messcli.routing.setup import create_controller
 from messcli.routing.source import Asked
 from messcli.signals import NothingInHand, Stop, stop_signals
 from messcli.state.database import Done, State
 from messcli.zoo import Zoo, load_zoo
-
-
-@dataclass(frozen=True, slots=True)
-class RouteConfig:
-    """What `messcli route` was asked to do. None means: as the zoo file says, or the default."""
-
-    input: str
-    output: str
-    state: Path | None = None  # None: beside the output; with standard output, none is kept
-    zoo: str | None = None
-    alpha: float | None = None
-    metric: str | None = None
-    policy: str = "mess+"
-    v: float | None = None
-    c: float | None = None
-    seed: int = 0
-    predictor: str = "ridge"
-    learn: str = "all"
-    serve: str = "largest"
-    window: int = 64
-    limit: int | None = None
-    plan: str | None = None
-    period: str | None = None  # None: the one that is open
-    horizon: int | None = None  # requests that the period will have; None: as said before
-    on_error: str = "skip"
-    meter: str = "auto"
-    calibration: Path | None = None  # None: calibration.json beside the zoo file, or in the working folder
-    no_calibration: bool = False  # without one, even if it is there
-    batch_size: int | None = None
-    preload: bool = False
-    max_loaded: int | None = None
-    engine: str = LOCAL
-    address: str | None = None
-    wait_seconds: float = 0.0
-    input_fields: InputFields = field(default_factory=InputFields)
-    include_prompt: bool = False
-    columns: tuple[str, ...] = ()  # empty: all
-
 
 # (a finished line, names of the zoo) -> the row to be written
 MakeRow = Callable[[Settled | Rejected, Sequence[str]], dict[str, Any]]
@@ -107,7 +70,7 @@ def route(
     Raises:
         MessError: with what the user can do; all finished windows are kept.
     """
-    job = Job(create_controller, partial(_route_row, include_prompt=config.include_prompt))
+    job = Job(create_controller, partial(_route_row, include_prompt=config.writing.include_prompt))
     return run_job(config, job, on_progress, tell)
 
 
@@ -120,18 +83,18 @@ def run_job(
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
     _check(config)
     zoo = load_zoo(config.zoo)
-    metric = load_metric(config.metric or zoo.metric or "bleu1")
+    metric = load_metric(config.promise.metric or zoo.metric or "bleu1")
     alphas = _alphas(config, zoo)
-    calibration = _calibration(config, zoo)
+    calibration = _calibration(config.running, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "window"))
-        state = stack.enter_context(State(_state_path(config), wait_seconds=config.wait_seconds))
+        state = stack.enter_context(State(_state_path(config), wait_seconds=config.keeping.wait_seconds))
         terms = terms_in_force(
             state,
-            _setup(config),
+            replace(config.setup, horizon=config.promise.horizon),
             alphas,
-            period=config.period,
+            period=config.promise.period,
             calibration=calibration,
             source=config.input,
             count=count,
@@ -143,16 +106,16 @@ def run_job(
             tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")
         total = count() if on_progress else None
         handle = stack.enter_context(open_input(config.input))
-        feed = _Feed(read_requests(handle, config.input, config.input_fields), config, alphas, state, stop)
-        source = stack.enter_context(_LazySource(config, zoo, metric, calibration, tell))
-        if config.preload:
+        feed = _Feed(read_requests(handle, config.input, config.reading.fields), config, alphas, state, stop)
+        source = stack.enter_context(_LazySource(config.running, zoo, metric, calibration, tell))
+        if config.running.preload:
             source.open().load()
         tally = Tally(zoo.names, controller, calibration)
-        writer = _Writer(state, controller, terms.period, tally, zoo.names, job.row, config.columns)
+        writer = _Writer(state, controller, terms.period, tally, zoo.names, job.row, config.writing.columns)
         ended = False
         try:
             for step in steps(feed, controller, source):
-                if config.on_error == "stop":
+                if config.reading.on_error == "stop":
                     _refuse_errors(step)
                 writer.commit(step, source.take_overhead())
                 if on_progress:
@@ -188,15 +151,15 @@ def run_job(
 
 def _check(config: RouteConfig) -> None:
     """Refuse what can't be meant, before anything is read, loaded or written."""
-    if config.alpha is not None:
-        check_alpha(config.alpha)
-    for name, value in (("--v", config.v), ("--c", config.c)):
+    if config.promise.alpha is not None:
+        check_alpha(config.promise.alpha)
+    for name, value in (("--v", config.setup.v), ("--c", config.setup.c)):
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"{name} {value:g}: must be a number of at least 0")
-    check_choice(config.meter)
-    if not all(config.columns):
+    check_choice(config.running.meter)
+    if not all(config.writing.columns):
         raise UsageError(
-            f"--fields {','.join(config.columns)}: a name is empty. Columns are id, {', '.join(ROW_FIELDS)}"
+            f"--fields {','.join(config.writing.columns)}: a name is empty. Columns are id, {', '.join(ROW_FIELDS)}"
         )
     if config.output != STDOUT and Path(config.input).resolve() == Path(config.output).resolve():
         raise UsageError(
@@ -222,52 +185,39 @@ def check_alpha(alpha: float) -> None:
 
 
 def _state_path(config: RouteConfig) -> Path | None:
-    if config.state is not None:
-        return config.state
+    if config.keeping.state is not None:
+        return config.keeping.state
     return None if config.output == STDOUT else Path(config.output + ".state")
 
 
-def _calibration(config: RouteConfig, zoo: Zoo) -> Calibration | None:
+def _calibration(running: Running, zoo: Zoo) -> Calibration | None:
     """Before anything is opened: a calibration that doesn't fit leaves no trace."""
-    if config.no_calibration:
+    if running.no_calibration:
         return None
-    if config.engine != LOCAL and config.calibration is None:  # one of this machine says nothing of others
+    if running.engine != LOCAL and running.calibration is None:  # one of this machine says nothing of others
         return None
-    return find_calibration(config.calibration, zoo, config.meter)
+    return find_calibration(running.calibration, zoo, running.meter)
 
 
 def _alphas(config: RouteConfig, zoo: Zoo) -> dict[str, float]:
-    """The target of each plan; requests without a plan belong to `config.plan`, else to the default one."""
-    alpha = zoo.alpha if config.alpha is None else config.alpha
+    """The target of each plan; requests without a plan belong to the promise's, else to the default one."""
+    promise = config.promise
+    alpha = zoo.alpha if promise.alpha is None else promise.alpha
     alphas = dict(zoo.plans)
-    if config.plan is not None and config.plan not in alphas:
+    if promise.plan is not None and promise.plan not in alphas:
         known = ", ".join(sorted(alphas)) or "none"
-        raise UsageError(f'unknown plan "{config.plan}". Plans of the zoo file ([plans]): {known}')
-    if alpha is None and config.policy in ("mess+", "random"):
+        raise UsageError(f'unknown plan "{promise.plan}". Plans of the zoo file ([plans]): {known}')
+    if alpha is None and config.setup.policy in ("mess+", "random"):
         if not alphas:
             raise UsageError("no target accuracy. Give --alpha, or alpha under [sla] in the zoo file")
         return alphas
     return {DEFAULT_PLAN: 0.0 if alpha is None else alpha, **alphas}
 
 
-def _setup(config: RouteConfig) -> Setup:
-    return Setup(
-        policy=config.policy,
-        v=config.v,
-        c=config.c,
-        learn=config.learn,
-        predictor=config.predictor,
-        seed=config.seed,
-        serve=config.serve,
-        horizon=config.horizon,
-        window=config.window,
-    )
-
-
 def _total(config: RouteConfig) -> int | None:
     """How many lines are to be routed; None where the input can be read only once."""
     total = count_lines(config.input)
-    return total if total is None or config.limit is None else min(total, config.limit)
+    return total if total is None or config.reading.limit is None else min(total, config.reading.limit)
 
 
 class _Feed:
@@ -282,9 +232,9 @@ class _Feed:
         stop: Stop,
     ) -> None:
         self._stop = stop
-        self._lines = islice(lines, config.limit)
-        self._stop_on_error = config.on_error == "stop"
-        self._plan = config.plan
+        self._lines = islice(lines, config.reading.limit)
+        self._stop_on_error = config.reading.on_error == "stop"
+        self._plan = config.promise.plan
         self._alphas = alphas
         self._state = state
         self.already_done = 0
@@ -338,7 +288,7 @@ class _LazySource:
 
     def __init__(
         self,
-        config: RouteConfig,
+        running: Running,
         zoo: Zoo,
         metric: Metric,
         calibration: Calibration | None,
@@ -346,7 +296,7 @@ class _LazySource:
     ) -> None:
         self.names = zoo.names
         self._calibration = calibration
-        self._config = config
+        self._running = running
         self._zoo = zoo
         self._metric = metric
         self._tell = tell
@@ -354,17 +304,9 @@ class _LazySource:
 
     def open(self) -> Live:
         if self._live is None:
-            config = self._config
             calibration = self._calibration
-            engine = EngineConfig(
-                config.meter,
-                config.batch_size,
-                config.max_loaded,
-                config.engine,
-                config.address,
-                weights={} if calibration is None else calibration.weights(),
-            )
-            self._live = open_live(engine, self._zoo, self._metric, self._tell)
+            weights = {} if calibration is None else calibration.weights()
+            self._live = open_live(self._running, self._zoo, self._metric, self._tell, weights)
             self._tell(
                 "energy: not calibrated: E_m(t) is learnt from what is read (`messcli calibrate` gives it a start)"
                 if calibration is None

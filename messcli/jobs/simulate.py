@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -22,7 +22,7 @@ from messcli.simulation.engines import Asked, Engines, at_full_load, engines_of,
 from messcli.simulation.figures import figure_1, tradeoff, write_charts
 from messcli.simulation.hindsight import ORACLE, static_mix
 from messcli.simulation.results import Line, Result, line_of, lines
-from messcli.simulation.runs import SimulateConfig, Task, alphas_at, cores, simulate
+from messcli.simulation.runs import SimulateConfig, Task, in_full, simulate
 from messcli.simulation.table import OutcomeTable, read_table
 
 PAPER_ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best
@@ -33,20 +33,10 @@ class JudgeConfig:
     """What `messcli simulate` was asked to do. () and None: not given."""
 
     table: str
-    alphas: tuple[float, ...] | None = None
-    alpha_at: tuple[float, ...] | None = None
-    v: tuple[float, ...] | None = None
-    c: tuple[float, ...] | None = None
-    policies: tuple[str, ...] = ()
-    orders: int | None = None
-    seed: int = 0
-    learn: str = "all"
-    predictor: str = "ridge"
-    window: int = 1
+    simulation: SimulateConfig = field(default_factory=SimulateConfig)
     metric: str | None = None
     models: tuple[str, ...] = ()
     complete_only: bool = False
-    jobs: int | None = None
     out: str | None = None
     plot: str | None = None
     best: bool = False
@@ -70,27 +60,17 @@ def judge(
     engines = _engines(table, config)
     if engines is not None:
         table = at_full_load(table, engines)
-    asked = (*(config.alphas or ()), *alphas_at(table, config.alpha_at or ()))
+    simulation = config.simulation
+    asked = bool(simulation.alphas or simulation.alpha_at)
     if not asked and config.paper is None:
         means = table.accuracies.mean(axis=0)
         raise UsageError(
             "no target accuracy. Give --alpha, or --alpha-at 0.5 for half of the way between the smallest "
             f"model ({means[0]:.4f} here) and the best ({means.max():.4f})"
         )
-    simulation = SimulateConfig(
-        alphas=asked or alphas_at(table, PAPER_ALPHAS_AT),
-        policies=config.policies,
-        v=config.v or (None,),
-        c=config.c or (None,),
-        orders=config.orders,
-        seed=config.seed,
-        learn=config.learn,
-        predictor=config.predictor,
-        window=config.window,
-        jobs=config.jobs or cores(),
-    )
     if config.trace is not None:
         simulation = _one_run(simulation)
+    simulation = in_full(table, simulation if asked else replace(simulation, alpha_at=PAPER_ALPHAS_AT))
     if config.paper is not None:
         return _evidence()(table, simulation, Path(config.paper), Path(config.table).name, on_progress)
     if config.best:
@@ -132,7 +112,7 @@ def _one_run(config: SimulateConfig) -> SimulateConfig:
     """The only run that a trace can be of: mess+, unless one other policy is named."""
     if not config.policies:
         config = replace(config, policies=("mess+",))
-    swept = (config.alphas, config.policies, config.v, config.c, config.seeds)
+    swept = ((*config.alphas, *config.alpha_at), config.policies, config.v, config.c, config.seeds)
     if any(len(values) > 1 for values in swept) or config.policies == (ORACLE,):
         raise UsageError(
             "--trace is of one run. Give one alpha, one V and c, one --policy (not oracle) and at most one order"
@@ -184,8 +164,8 @@ def table_lines(
     )
     orders = "its own order" if config.orders is None else f"{config.orders} orders"
     text = [
-        f"{len(table.requests)} requests, {orders}, seed {config.seed}; "
-        f"predictor {config.predictor}, learning from {config.learn}, window {config.window}",
+        f"{len(table.requests)} requests, {orders}, seed {config.setup.seed}; "
+        f"predictor {config.setup.predictor}, learning from {config.setup.learn}, window {config.setup.window}",
         f"models: {models}",
     ]
     if engines is not None:

@@ -73,21 +73,19 @@ def _advise(
     orders = config.orders or DEFAULT_ORDERS
     settings = _settings(config)
     first = min(FIRST_ORDERS, orders)
-    seeds = range(config.seed, config.seed + orders)
+    seeds = range(config.setup.seed, config.setup.seed + orders)
 
     def results(wanted: Sequence[tuple[float | None, float | None]], seeds: range) -> list[Result]:
         tasks = [
             Task(
-                Setup(
-                    "mess+", v, c, config.learn, config.predictor, seed, config.serve, window=config.window
-                ),
+                replace(config.setup, policy="mess+", v=v, c=c, seed=seed),
                 alpha,
                 shuffled=True,
             )
             for v, c in wanted
             for seed in seeds
         ]
-        return each(run_task, tasks, table, config.jobs, on_progress)
+        return each(run_task, tasks, table, config.jobs or 1, on_progress)
 
     def missed(line: Line) -> int:
         return line.orders - line.meets
@@ -101,7 +99,7 @@ def _advise(
     chosen = min(good, key=lambda line: line.billed_joules, default=None)
     check = None
     if chosen is not None:
-        others = range(config.seed + orders, config.seed + 2 * orders)
+        others = range(config.setup.seed + orders, config.setup.seed + 2 * orders)
         check = line_of(results([(chosen.v, chosen.c)], others))
     nearest = None
     if chosen is None:
@@ -166,8 +164,8 @@ def _command(line: Line, config: SimulateConfig) -> str:
     given = {
         "--v": None if line.v is None else f"{line.v:g}",
         "--c": None if line.c is None else f"{line.c:g}",
-        "--learn": config.learn if config.learn != Setup().learn else None,
-        "--predictor": config.predictor if config.predictor != Setup().predictor else None,
+        "--learn": config.setup.learn if config.setup.learn != Setup().learn else None,
+        "--predictor": config.setup.predictor if config.setup.predictor != Setup().predictor else None,
     }
     options = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
     return f"messcli route --alpha {line.alpha:.4g}{options}"

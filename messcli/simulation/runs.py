@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -41,22 +41,23 @@ Answer = TypeVar("Answer")
 class SimulateConfig:
     """What to simulate: every policy at every alpha, V and c, on every request order."""
 
-    alphas: tuple[float, ...]
+    alphas: tuple[float, ...] = ()
+    alpha_at: tuple[
+        float, ...
+    ] = ()  # further ones, as parts of the way from the smallest model to the best one
     policies: tuple[str, ...] = ()  # all
     v: tuple[float | None, ...] = (None,)  # None: the default, or found by the program
     c: tuple[float | None, ...] = (None,)
     orders: int | None = None  # so many shuffled orders; None: the table's own order
-    seed: int = 0  # of the first order (and of its explorations); the next ones count up
-    learn: str = "all"
-    predictor: str = "ridge"
-    serve: str = "largest"
-    window: int = 1
-    jobs: int = 1
+    setup: Setup = field(
+        default_factory=Setup
+    )  # the rest; its seed is the first order's, the next ones count up
+    jobs: int | None = 1  # processes; None: one per core
 
     @property
     def seeds(self) -> range:
         """One per request order."""
-        return range(self.seed, self.seed + (self.orders or 1))
+        return range(self.setup.seed, self.setup.seed + (self.orders or 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,23 @@ def all_policies() -> tuple[str, ...]:
     return (*[name for name in POLICIES if name != "mess+"], "mess+", ORACLE)
 
 
+def in_full(table: OutcomeTable, config: SimulateConfig) -> SimulateConfig:
+    """`config` with what it leaves to the table, to the registry and to this machine: alphas, policies, processes.
+
+    Raises UsageError for a policy that there isn't.
+    """
+    for name in config.policies:
+        if name not in all_policies():
+            raise UsageError(POLICIES.unknown(name, ORACLE))
+    return replace(
+        config,
+        alphas=(*config.alphas, *alphas_at(table, config.alpha_at)),
+        alpha_at=(),
+        policies=config.policies or all_policies(),
+        jobs=config.jobs or cores(),
+    )
+
+
 def alphas_at(table: OutcomeTable, fractions: Iterable[float]) -> tuple[float, ...]:
     """Targets so far of the way from the smallest model's mean accuracy to the best one's."""
     means = table.accuracies.mean(axis=0)
@@ -173,17 +191,14 @@ def simulate(
     Returns:
         One result per policy, setting and request order; settings in the order they were asked for.
     """
-    config = replace(config, policies=config.policies or all_policies())
-    for name in config.policies:
-        if name not in all_policies():
-            raise UsageError(POLICIES.unknown(name, ORACLE))
+    config = in_full(table, config)
     tasks = list(dict.fromkeys(_task_of(cell) for cell in _cells(config) if cell.setup.policy != ORACLE))
     done: dict[Task, Result] = {}
     played: dict[Task, Played] = {}
     if engines is None and on_trace is None:
-        done = dict(zip(tasks, each(run_task, tasks, table, config.jobs, on_progress), strict=True))
+        done = dict(zip(tasks, each(run_task, tasks, table, config.jobs or 1, on_progress), strict=True))
     else:
-        traced = each(run_traced, tasks, table, config.jobs, on_progress)
+        traced = each(run_traced, tasks, table, config.jobs or 1, on_progress)
         for task, (result, trace) in zip(tasks, traced, strict=True):
             done[task] = result
             if engines is not None:
@@ -211,9 +226,7 @@ def _cells(config: SimulateConfig) -> Iterator[Task]:
         swept_v = config.v if policy == "mess+" else (None,)
         swept_c = config.c if policy == "mess+" else (None,)
         for v, c, seed in product(swept_v, swept_c, config.seeds):
-            setup = Setup(
-                policy, v, c, config.learn, config.predictor, seed, config.serve, window=config.window
-            )
+            setup = replace(config.setup, policy=policy, v=v, c=c, seed=seed)
             yield Task(setup, alpha, config.orders is not None)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from messcli.metrics import ROUNDING, load_metric
+from messcli.routing.setup import Setup
 from messcli.simulation import SimulateConfig, simulate
 from messcli.simulation.hindsight import static_mix
 from messcli.simulation.runs import alphas_at, cores
@@ -52,9 +53,7 @@ def main() -> None:
                 alphas=(alpha,),
                 policies=(options.policy,),
                 orders=options.orders,
-                seed=options.seed,
-                predictor=options.predictor,
-                window=options.window,
+                setup=Setup(seed=options.seed, predictor=options.predictor, window=options.window),
                 jobs=options.jobs,
             )
             results = simulate(table, config)

@@ -71,7 +71,7 @@ def commit(count: int, rounds: int) -> None:
             spent: dict[str, float] = {}
             methods = ["commit", "known", "finish", "open_output", "change", "set_meta", "__init__", "close"]
             started = time.perf_counter()
-            config = RouteConfig(
+            config = RouteConfig.of(
                 str(folder / "in.jsonl"), output, state=Path(f"{output}.{number}.state"), zoo=str(BUNDLED_ZOO)
             )
             with timed(State, methods, spent):

@@ -28,7 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command does
 import psutil
 
 import messcli.jobs.route
-from messcli.files.requests import InputFields, open_input, read_requests
+from messcli.files.requests import open_input, read_requests
 from messcli.jobs.route import RouteConfig, route
 from messcli.records import Outcome, Request
 from messcli.zoo import BUNDLED_ZOO
@@ -158,7 +158,7 @@ def engine(folder: Path, windows: int, window: int, *, continuous: bool) -> bool
             since = time.perf_counter()
 
         route(
-            RouteConfig(
+            RouteConfig.of(
                 input=str(source),
                 output=str(output),
                 zoo=str(work / "zoo.toml"),
@@ -167,7 +167,6 @@ def engine(folder: Path, windows: int, window: int, *, continuous: bool) -> bool
                 batch_size=BATCH,
                 meter="estimate",
                 preload=True,
-                input_fields=InputFields("prompt", "reference", "id"),
             ),
             on_progress=between_windows,
         )
@@ -255,7 +254,7 @@ def run_instant(work: Path, count: int, predictor: str, on_progress: Any = None)
     output = work / f"{predictor}-{count}.jsonl"
     started = time.process_time()
     route(
-        RouteConfig(
+        RouteConfig.of(
             input=str(work / f"{count}.jsonl"),
             output=str(output),
             zoo=str(instant_zoo(work)),

@@ -17,7 +17,6 @@ import numpy as np
 from messcli import __version__
 from messcli.files.sinks import write_text
 from messcli.report.svg import Chart, Series
-from messcli.routing.setup import Setup
 from messcli.simulation.figures import figure_1, tradeoff, write_charts
 from messcli.simulation.hindsight import static_mix
 from messcli.simulation.results import Line, Result, lines
@@ -53,13 +52,12 @@ def evidence(
     table: OutcomeTable, asked: SimulateConfig, folder: Path, source: str, on_progress: Progress
 ) -> list[str]:
     """Run everything, write figures, numbers.json and results.md to `folder`; return lines to be shown."""
-    predictor = asked.predictor if asked.predictor in ("linear", "fasttext") else "linear"
+    ours_predictor = asked.setup.predictor
+    predictor = ours_predictor if ours_predictor in ("linear", "fasttext") else "linear"
     paper = replace(
         asked,
         orders=asked.orders or ORDERS,
-        predictor=predictor,
-        learn="explored",
-        window=1,
+        setup=replace(asked.setup, predictor=predictor, learn="explored", window=1),
         v=SWEPT_V,
         c=(C,),
         policies=("smallest", "largest", "random", "mess+", "oracle"),
@@ -67,7 +65,11 @@ def evidence(
     swept = simulate(table, paper, on_progress)
     # what this program does when it isn't told V, on the same orders
     ours_config = replace(
-        paper, policies=("mess+",), v=(None,), c=(None,), learn="all", predictor=asked.predictor
+        paper,
+        policies=("mess+",),
+        v=(None,),
+        c=(None,),
+        setup=replace(paper.setup, learn="all", predictor=ours_predictor),
     )
     ours = simulate(table, ours_config, on_progress)
     middle = paper.alphas[len(paper.alphas) // 2]
@@ -78,7 +80,7 @@ def evidence(
         "tradeoff.svg": tradeoff(table, [r for r in swept if r.alpha == middle] + _named(ours, middle)),
     }
     write_charts(charts, folder, "--paper")
-    text = _results(table, paper, swept, ours, learning, source, asked.predictor)
+    text = _results(table, paper, swept, ours, learning, source, ours_predictor)
     write_text(folder / "results.md", "\n".join(text) + "\n", "--paper")
     numbers = {
         "source": source,
@@ -87,7 +89,7 @@ def evidence(
         "models": list(table.names),
         "seeds": [paper.seeds.start, paper.seeds.stop - 1],
         "predictor": predictor,
-        "default_predictor": asked.predictor,
+        "default_predictor": ours_predictor,
         "lines": [asdict(line) for line in lines(swept)],
         "default": [asdict(line) for line in lines(ours)],
         "static": [static_mix(table, alpha).row() for alpha in paper.alphas],
@@ -121,7 +123,7 @@ def _learning(
     table: OutcomeTable, paper: SimulateConfig, alpha: float, on_progress: Progress
 ) -> list[Learning]:
     tasks = [
-        Task(Setup("mess+", V, c, paper.learn, paper.predictor, seed), alpha, shuffled=True)
+        Task(replace(paper.setup, v=V, c=c, seed=seed), alpha, shuffled=True)
         for c in SWEPT_C
         for seed in paper.seeds
     ]
@@ -214,7 +216,7 @@ def _results(
         f"{len(table.requests)} requests; "
         + ", ".join(f"{n} {a:.3f} at {j:.4g} J" for n, a, j in zip(table.names, means, joules, strict=True))
         + f". {paper.orders} request orders, seeds {paper.seeds.start} to {paper.seeds.stop - 1}; the paper's "
-        f"loop: V = {V:g}, c = {C:g}, {paper.predictor} predictors that learn from explorations only, window 1.",
+        f"loop: V = {V:g}, c = {C:g}, {paper.setup.predictor} predictors that learn from explorations only, window 1.",
         "",
         "## Table 1",
         "",
