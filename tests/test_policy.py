@@ -15,7 +15,9 @@ from messcli.predict.base import LinearPredictor, create_predictor
 from messcli.predict.ridge import JoulesPredictor
 from messcli.predict.text import sparse_features
 from messcli.records import Outcome, Request
+from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
+from messcli.routing.exploration import coin, exploration_probability
 from messcli.routing.loop import Settled, steps
 from messcli.routing.policy import (
     Largest,
@@ -23,14 +25,12 @@ from messcli.routing.policy import (
     RandomConstrained,
     Smallest,
     View,
-    VirtualQueue,
     cheapest_mix,
-    coin,
     drift_plus_penalty,
-    exploration_probability,
 )
-from messcli.routing.price import Auto
+from messcli.routing.sla import VirtualQueue
 from messcli.routing.source import Recorded
+from messcli.routing.tuning import TUNING
 
 UNIT = st.floats(0, 1)
 NAMES = ("small", "medium", "large")
@@ -274,7 +274,8 @@ def test_few_are_explored_where_the_whole_zoo_is_dear():
         return sum(line.decision.explored for line in settled)
 
     few = explored(100, Auto(2500))
-    assert Auto.LEAST <= few <= Auto.LEAST + 2
+    least = TUNING.exploration.least
+    assert least <= few <= least + 2
     assert few < explored(1, Auto(2500))
     assert few < explored(100, Auto(2500, c=0.05)), "a constant that was asked for is used"
 

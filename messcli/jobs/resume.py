@@ -18,9 +18,9 @@ import safetensors.numpy
 from messcli.calibration.file import Calibration
 from messcli.errors import StateError
 from messcli.files.requests import open_input
-from messcli.routing.controller import Account, Controller, Event
-from messcli.routing.policy import VirtualQueue
+from messcli.routing.controller import Controller, Event
 from messcli.routing.setup import Setup
+from messcli.routing.sla import Account, VirtualQueue
 from messcli.state.database import State
 from messcli.zoo import Zoo
 
@@ -168,23 +168,13 @@ def resume(state: State, terms: Terms, create: CreateController, names: Sequence
     if forgotten:
         controller.t = state.t
     if before is None or forgotten or before["period"] != terms.period:
-        kept = {row[1]: _account(row) for row in state.accounts(terms.period)}
-        controller.accounts = {plan: kept.get(plan, Account()) for plan in terms.alphas}
-        controller.policy.open_period(_standing(controller.accounts, terms.alphas))
+        rows = state.accounts(terms.period)
+        controller.open_period(
+            {row[1]: _account(row, terms.alphas) for row in rows if row[1] in terms.alphas}
+        )
     accounts = account_rows(controller, terms.period)
     state.change(controller.t + 1, settings, snapshot(controller), accounts)
     return controller
-
-
-def _standing(
-    accounts: Mapping[str, Account], alphas: Mapping[str, float]
-) -> dict[str, tuple[int, int, float]]:
-    standing = {}
-    for plan, account in accounts.items():
-        settled = account.observed + account.estimated
-        delivered = account.observed_sum + account.estimated_sum
-        standing[plan] = (settled, account.estimated, delivered - alphas[plan] * settled)
-    return standing
 
 
 def _replay(state: State, controller: Controller) -> None:
@@ -233,7 +223,16 @@ def account_rows(controller: Controller, period: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def _account(row: Sequence[Any]) -> Account:
-    """The account that `account_rows` made a row of."""
-    _, _, _, queue, observed, observed_sum, estimated, estimated_sum, explored, failed = row
-    return Account(VirtualQueue(queue), observed, observed_sum, estimated, estimated_sum, explored, failed)
+def _account(row: Sequence[Any], alphas: Mapping[str, float]) -> Account:
+    """The account that `account_rows` made a row of. Its surplus is what it is under the present alpha."""
+    _, plan, _, queue, observed, observed_sum, estimated, estimated_sum, explored, failed = row
+    return Account(
+        VirtualQueue(queue),
+        observed,
+        observed_sum,
+        estimated,
+        estimated_sum,
+        explored=explored,
+        failed=failed,
+        surplus=observed_sum + estimated_sum - alphas[plan] * (observed + estimated),
+    )

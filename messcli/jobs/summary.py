@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from messcli.calibration.file import Calibration
 from messcli.metrics import keeps
 from messcli.records import Rejected
-from messcli.routing.controller import Account, Controller
+from messcli.routing.controller import Controller
 from messcli.routing.loop import Settled
+from messcli.routing.sla import Account
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any
 
@@ -22,7 +22,10 @@ from messcli.predict.base import Predictor
 from messcli.predict.ridge import JoulesPredictor
 from messcli.predict.text import TOGETHER
 from messcli.records import Decision, Request
-from messcli.routing.policy import Policy, Recent, Served, View, VirtualQueue, Window, coin
+from messcli.routing.exploration import coin
+from messcli.routing.policy import Policy, Recent, Served, View, Window
+from messcli.routing.sla import Account, VirtualQueue
+from messcli.routing.tuning import TUNING, Tuning
 
 DEFAULT_PLAN = ""
 
@@ -70,23 +73,6 @@ class Event:
         return cls(decision=Decision(**decision), **plain)
 
 
-@dataclass(slots=True)
-class Account:
-    """The SLA ledger of one plan: what was promised and what was delivered."""
-
-    queue: VirtualQueue = field(default_factory=VirtualQueue)
-    observed: int = 0  # served requests with a reference
-    observed_sum: float = 0.0  # of their accuracies
-    estimated: int = 0  # served requests without one
-    estimated_sum: float = 0.0  # of their estimates
-    explored: int = 0
-    failed: int = 0
-
-    @property
-    def observed_mean(self) -> float | None:
-        return self.observed_sum / self.observed if self.observed else None
-
-
 class Controller:
     """Algorithm 1 over windows of requests.
 
@@ -95,16 +81,25 @@ class Controller:
         policy: how a model is chosen.
         predictor: Â of every model.
         joules: E_m(t) of every model.
+        settings: what is promised.
+        tuning: of what the controller decides itself; a policy has its own.
     """
 
     def __init__(
-        self, models: int, policy: Policy, predictor: Predictor, joules: JoulesPredictor, settings: Settings
+        self,
+        models: int,
+        policy: Policy,
+        predictor: Predictor,
+        joules: JoulesPredictor,
+        settings: Settings,
+        tuning: Tuning = TUNING,
     ) -> None:
         self.models = models
         self.policy = policy
         self.predictor = predictor
         self.joules = joules
         self.settings = settings
+        self.tuning = tuning
         self.t = 0  # requests decided so far
         self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
@@ -140,7 +135,7 @@ class Controller:
             zip(requests, allowed, predicted, strict=True), start=self.t + 1
         ):
             plan = request.plan or DEFAULT_PLAN
-            due = owed or coin(self.settings.seed, t) < self.policy.exploration_probability(t, explorations)
+            due = owed or coin(self.settings.seed, t) < self._exploration_probability(t, explorations)
             explored, owed = due and bool(request.references), due and not request.references
             explorations += explored
             if explored:
@@ -201,18 +196,21 @@ class Controller:
         if requests <= 0:
             return 0.0
         points = [self.t + 1 + round((k + 0.5) * requests / 16 - 0.5) for k in range(16)]
-        chances = [self.policy.exploration_probability(t, self.explored + t - self.t) for t in points]
+        chances = [self._exploration_probability(t, self.explored + t - self.t) for t in points]
         return requests * sum(chances) / len(chances)
+
+    def _exploration_probability(self, t: int, explored: int) -> float:
+        return self.policy.exploration_probability(t, explored, self.accounts)
 
     def unreachable(self, plan: str) -> bool:
         """Whether alpha is above what the best answer of the whole zoo reaches, as far as explorations tell.
 
-        Three standard errors below alpha, over at least 30 explorations: then no choice can keep it.
+        Then no choice can keep it. See `tuning.Reach`.
         """
-        best = self._best
-        if best.count < 30:
+        best, reach = self._best, self.tuning.reach
+        if best.count < reach.explorations:
             return False
-        return best.mean + 3.0 * math.sqrt(best.variance / best.count) < self.settings.alphas[plan]
+        return best.mean + reach.errors * math.sqrt(best.variance / best.count) < self.settings.alphas[plan]
 
     # ---- folding in what came of it --------------------------------------------------------------
 
@@ -227,9 +225,14 @@ class Controller:
         queues = []
         for event in events:
             account = self.accounts[event.plan]
-            self._account(account, event)
+            account.explored += event.decision.explored
             self._learn(event)
-            self._tell_policy(event)
+            if self.policy.remembers:
+                self._recent.add(event.text, event.decision)
+            if event.served is None:
+                account.failed += 1
+            else:
+                self._book(account, event, event.served)
             self._in_window += 1
             self.explored += event.decision.explored
             self.t = event.decision.t
@@ -237,29 +240,28 @@ class Controller:
             queues.append(account.queue.length)
         return queues
 
+    def _book(self, account: Account, event: Event, served: int) -> None:
+        accuracy, estimates = event.accuracies[served], event.decision.estimates
+        observed = None if math.isnan(accuracy) else accuracy
+        estimate = None if estimates is None else estimates[served]
+        account.serve(self.settings.alphas[event.plan], observed, estimate)
+        self.policy.settle(Served(event.plan, observed, estimate, event.decision.explored))
+
     def close_window(self) -> None:
         """End the window: all its requests are settled. The policy solves its prices now."""
-        policy = self.policy
-        recent = self._recent.seen_by(self.predictor, self.joules) if policy.wants_recent else None
-        policy.window_closed(Window(self._in_window, self.settings.alphas, recent))
+        wanted = self.policy.wants_recent(self.accounts)
+        recent = self._recent.seen_by(self.predictor, self.joules) if wanted else None
+        self.policy.window_closed(Window(self._in_window, self.settings.alphas, self.accounts, recent))
         self._in_window = 0
 
-    def _account(self, account: Account, event: Event) -> None:
-        account.explored += event.decision.explored
-        if event.served is None:
-            account.failed += 1
-            return
-        alpha = self.settings.alphas[event.plan]
-        accuracy = event.accuracies[event.served]
-        if not math.isnan(accuracy):
-            account.observed += 1
-            account.observed_sum += accuracy
-            account.queue = account.queue.after(alpha, accuracy)
-        elif event.decision.estimates is not None:
-            estimate = event.decision.estimates[event.served]
-            account.estimated += 1
-            account.estimated_sum += estimate
-            account.queue = account.queue.after(alpha, estimate)
+    def open_period(self, accounts: Mapping[str, Account]) -> None:
+        """Begin a contract period, or take an earlier one up again. t and what was learnt stay.
+
+        Args:
+            accounts: of the plans that have any in it.
+        """
+        self.accounts = {plan: accounts.get(plan) or Account() for plan in self.settings.alphas}
+        self.policy.open_period(self.accounts)
 
     def _learn(self, event: Event) -> None:
         if not all(map(math.isnan, event.joules)):
@@ -270,23 +272,6 @@ class Controller:
             self.predictor.learn_one(self.predictor.encode(event.text), np.array(event.accuracies))
         if event.decision.explored:
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
-
-    def _tell_policy(self, event: Event) -> None:
-        if not self.policy.remembers:
-            return
-        self._recent.add(event.text, event.decision)
-        if event.served is None:
-            return
-        accuracy, estimates = event.accuracies[event.served], event.decision.estimates
-        self.policy.settle(
-            Served(
-                plan=event.plan,
-                alpha=self.settings.alphas[event.plan],
-                accuracy=None if math.isnan(accuracy) else accuracy,
-                estimate=None if estimates is None else estimates[event.served],
-                explored=event.decision.explored,
-            )
-        )
 
     # ---- remembering -----------------------------------------------------------------------------
 

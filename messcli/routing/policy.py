@@ -1,6 +1,6 @@
-"""The algorithm: the virtual queue, exploration, and how a model is chosen. Pure functions of numbers.
+"""How a model is chosen: what a policy is asked, the paper's policy, and the yardsticks.
 
-Knows nothing of prompts, models, files or meters. Models are indices into the zoo, smallest first.
+Knows numbers; knows nothing of prompts, models, files or meters. Models are indices into the zoo, smallest first.
 Equations and lines are those of the MESS+ paper (its Algorithm 1 as restored in docs/how-it-decides.md).
 """
 
@@ -9,34 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True)
-class VirtualQueue:
-    """The SLA violations accumulated so far, Q(t) >= 0, in units of accuracy."""
-
-    length: float = 0.0
-
-    def after(self, alpha: float, accuracy: float) -> VirtualQueue:
-        """Q(t+1) = max(0, Q(t) + alpha - A(t)): equation 2."""
-        return VirtualQueue(max(0.0, self.length + alpha - accuracy))
-
-
-def exploration_probability(t: int, c: float) -> float:
-    """p_t = min(1, c * t^(-1/3)): line 3 of Algorithm 1. `t` counts from 1."""
-    fading: float = t ** (-1.0 / 3.0)
-    return min(1.0, c * fading)
-
-
-def coin(seed: int, t: int, purpose: bytes = b"explore") -> float:
-    """A number in [0, 1) that depends on nothing but (seed, t, purpose): no generator state to save."""
-    digest = blake2b(b"%d/%d/" % (seed, t) + purpose, digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+from messcli.routing import tuning
+from messcli.routing.exploration import coin, exploration_probability
+from messcli.routing.sla import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +39,6 @@ class Served:
     """What came of one served request, for policies that learn from it."""
 
     plan: str
-    alpha: float
     accuracy: float | None  # observed; None without a reference
     estimate: float | None  # Â of the served model when it was chosen; None while nothing was learnt
     explored: bool
@@ -80,6 +59,7 @@ class Window:
 
     requests: int  # decided together, before any outcome of them was known
     alphas: Mapping[str, float]  # plan -> target
+    accounts: Mapping[str, Account]  # by plan
     recent: Recent | None  # None where the policy doesn't want them, and while nothing is learnt
 
 
@@ -99,8 +79,12 @@ class Policy(Protocol):
         """How many of the latest requests `window_closed` wants to look at; 0: none."""
         ...
 
-    def exploration_probability(self, t: int, explored: int) -> float:
-        """p_t, after `explored` explorations."""
+    def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
+        """p_t, after `explored` explorations.
+
+        Args:
+            accounts: by plan, as of the last window's end.
+        """
         ...
 
     def window(self, t: int, left: int | None) -> float:
@@ -117,8 +101,7 @@ class Policy(Protocol):
         """Take in one served request."""
         ...
 
-    @property
-    def wants_recent(self) -> bool:
+    def wants_recent(self, accounts: Mapping[str, Account]) -> bool:
         """Whether `window_closed` would use the recent requests now. Predicting for them again costs time."""
         ...
 
@@ -132,12 +115,11 @@ class Policy(Protocol):
 
     def load(self, state: Mapping[str, Any]) -> None: ...
 
-    def open_period(self, standing: Mapping[str, tuple[int, int, float]]) -> None:
+    def open_period(self, accounts: Mapping[str, Account]) -> None:
         """A contract period begins, or an earlier one is taken up again. What was learnt stays.
 
         Args:
-            standing: plan -> (requests settled in the period, those of them without a reference, surplus:
-                the sum of A - alpha over them).
+            accounts: by plan, of the period as far as it has come.
         """
         ...
 
@@ -146,9 +128,8 @@ class _Stateless:
     """What policies share that look at nothing but the View."""
 
     remembers = 0
-    wants_recent = False
 
-    def exploration_probability(self, t: int, explored: int) -> float:
+    def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return 0.0
 
     def window(self, t: int, left: int | None) -> float:
@@ -156,6 +137,9 @@ class _Stateless:
 
     def settle(self, served: Served) -> None:
         pass
+
+    def wants_recent(self, accounts: Mapping[str, Account]) -> bool:
+        return False
 
     def window_closed(self, window: Window) -> None:
         pass
@@ -166,7 +150,7 @@ class _Stateless:
     def load(self, state: Mapping[str, Any]) -> None:
         pass
 
-    def open_period(self, standing: Mapping[str, tuple[int, int, float]]) -> None:
+    def open_period(self, accounts: Mapping[str, Account]) -> None:
         pass
 
 
@@ -193,7 +177,7 @@ class MessPlus(_Stateless):
     c: float
     name: str = "mess+"
 
-    def exploration_probability(self, t: int, explored: int) -> float:
+    def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return exploration_probability(t, self.c)
 
     def choose(self, view: View) -> int:
@@ -224,24 +208,21 @@ class Largest(_Stateless):
 class RandomConstrained(_Stateless):
     """The paper's random-with-constraint: a coin between models, blind to the request, that just meets alpha.
 
-    The cheapest mix of at most two models whose mean accuracy covers alpha and, over the next `HORIZON`
+    The cheapest mix of at most two models whose mean accuracy covers alpha and, over the next `mix.payback`
     requests, what the queue says is missing.
     """
 
     seed: int
-    c: float = 0.05
+    mix: tuning.Mix = tuning.TUNING.mix
     name: str = "random"
 
-    HORIZON: ClassVar = 100
-    FIRST: ClassVar = 24  # explorations in a row, until the models' means are known
-
-    def exploration_probability(self, t: int, explored: int) -> float:
-        return 1.0 if explored < self.FIRST else exploration_probability(t, self.c)
+    def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
+        return 1.0 if explored < self.mix.first else exploration_probability(t, self.mix.c)
 
     def choose(self, view: View) -> int:
         if view.estimates is None or view.joules is None:
             return view.allowed[-1]
-        target = view.alpha + view.queue / self.HORIZON
+        target = view.alpha + view.queue / self.mix.payback
         low, high, share = cheapest_mix(
             [view.estimates[m] for m in view.allowed], [view.joules[m] for m in view.allowed], target
         )

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from messcli.predict.base import create_predictor
 from messcli.predict.ridge import JoulesPredictor
 from messcli.registry import POLICIES
+from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller, Settings
 from messcli.routing.policy import Largest, MessPlus, Policy, RandomConstrained, Smallest
-from messcli.routing.price import Auto
+from messcli.routing.tuning import TUNING, Tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Setup:
     serve: str = "largest"
     horizon: int | None = None  # requests to come, where it is known
     window: int = 1  # requests decided together, at most
+    tuning: Tuning = TUNING
 
 
 # ---- the policies of the registry -----------------------------------------------------------------
@@ -38,7 +40,7 @@ def mess_plus(setup: Setup) -> Policy:
     """The paper's with --v; else the one that finds the price."""
     if setup.v is not None:
         return MessPlus(setup.v, 3.0 if setup.c is None else setup.c)
-    return Auto(setup.horizon, setup.c)
+    return Auto(setup.horizon, setup.c, setup.tuning)
 
 
 def smallest(setup: Setup) -> Policy:
@@ -50,7 +52,7 @@ def largest(setup: Setup) -> Policy:
 
 
 def random_constrained(setup: Setup) -> Policy:
-    return RandomConstrained(setup.seed)
+    return RandomConstrained(setup.seed, setup.tuning.mix)
 
 
 def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) -> Controller:
@@ -73,4 +75,4 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
         serve=setup.serve,
         window=setup.window,
     )
-    return Controller(models, policy, predictor, JoulesPredictor(models), settings)
+    return Controller(models, policy, predictor, JoulesPredictor(models), settings, setup.tuning)

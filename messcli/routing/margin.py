@@ -1,0 +1,76 @@
+"""The margin: which mean accuracy the requests to come must have, so that chance doesn't break the promise.
+
+Pure numbers: knows accounts and residuals, no models, prices or files. docs/how-it-decides.md has the mathematics.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from messcli.routing import tuning
+from messcli.routing.sla import Account
+
+
+@dataclass(slots=True)
+class Residuals:
+    """A - Â of one plan's served requests with a reference."""
+
+    variance: float  # of all, explored ones too
+    variance_weight: float
+    total: float = 0.0  # sum over those that weren't explored
+    count: int = 0  # of these
+    recent_total: float = 0.0  # the same with weights that fade
+    recent_weight: float = 0.0
+
+    def add(self, residual: float, margin: tuning.Margin, *, explored: bool) -> None:
+        """Take in A - Â of one request."""
+        self.variance += (residual * residual - self.variance) / self.variance_weight
+        self.variance_weight = min(self.variance_weight + 1.0, margin.variance_memory)
+        if (
+            not explored
+        ):  # an exploration serves the largest whatever its Â: it says nothing of how choices turn out
+            self.total += residual
+            self.count += 1
+            self.recent_total = margin.drift_fading * self.recent_total + residual
+            self.recent_weight = margin.drift_fading * self.recent_weight + 1.0
+
+    def drift(self, margin: tuning.Margin) -> float:
+        """The recent mean residual of chosen models, shrunk: below 0 where choices favour what is overestimated."""
+        return self.recent_total / (self.recent_weight + self.variance / margin.drift_deviation**2)
+
+
+def needed_accuracy(
+    alpha: float,
+    account: Account,
+    residuals: Residuals,
+    gain: float,
+    left: float,
+    blind: float,
+    margin: tuning.Margin,
+) -> float:
+    """The mean accuracy that the requests to come must have: alpha, plus the margin, less the surplus.
+
+    Args:
+        gain: how far above alpha the zoo gets on average with full effort.
+        left: requests to come, as far as known.
+        blind: requests that are decided before a price can react to their outcomes.
+    """
+    ahead = max(left * margin.payback, 1.0)
+    gain = max(margin.gain_kept * gain, margin.least_gain)
+    one = math.sqrt(residuals.variance)
+    deviation = margin.safety * one
+    # The debt from which full effort still recovers: max over n of deviation * sqrt(n) - gain * (n - blind).
+    span = min(ahead, max((deviation / (2.0 * gain)) ** 2, blind))
+    reserve = deviation * math.sqrt(span) - gain * max(span - blind, 0.0)
+    reserve += margin.end * one
+    surplus = account.surplus
+    unobserved = account.estimated
+    if unobserved:
+        # An estimate is corrected by how the estimates of observed requests turned out.
+        surplus += unobserved * residuals.total / max(residuals.count, margin.least_residuals)
+        grown = (account.settled + left) / account.settled
+        observed = max(account.observed, 1)
+        standard_error = math.sqrt(residuals.variance / (observed * grown))
+        reserve += margin.audit * standard_error * unobserved * grown
+    return alpha + (reserve - surplus) / ahead
