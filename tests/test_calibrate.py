@@ -41,7 +41,7 @@ from messcli.calibration.fit import fit
 from messcli.calibration.readings import Kept
 from messcli.cli import main
 from messcli.energy import Meter, split
-from messcli.errors import CalibrationError, MeterError, StateBusy, UsageError
+from messcli.errors import CalibrationError, MeterError, ModelError, StateBusy, UsageError
 from messcli.jobs import fleet as engine
 from messcli.jobs.config import RouteConfig, Running
 from messcli.jobs.route import route
@@ -226,7 +226,7 @@ def test_known_coefficients_are_found_again(zoo: Path) -> None:
 
 def test_the_file_says_everything_and_reads_back(calibrated: Path) -> None:
     document = json.loads(calibrated.read_text())
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert {"meter", "versions", "hardware", "models", "warnings", "made", "seed", "window"} <= set(document)
     assert document["versions"]["torch"]
     assert "cpu" in document["hardware"]
@@ -311,7 +311,7 @@ def test_net_and_json_on_the_command_line(zoo: Path) -> None:
     args = ["calibrate", "--quick", "--prompt-tokens", "8,64", "--output-tokens", "4,32", "-o", "-", "--net"]
     ended = runner.invoke(main, args)
     assert ended.exit_code == 0, ended.stderr
-    assert json.loads(ended.stdout)["format"] == 1
+    assert json.loads(ended.stdout)["format"] == 2
     assert "net of idle" in ended.stderr
     assert not (zoo.parent / "calibration.json").exists()
     bad = runner.invoke(main, ["calibrate", "--prompt-tokens", "8,x"])
@@ -347,9 +347,8 @@ def test_a_counter_that_fails_keeps_what_was_measured(zoo: Path, monkeypatch: py
     monkeypatch.setattr(CountedBackend, "fail_after", None)
     summary = measure()
     assert summary.calibration is not None
-    assert sum(len(c.joules) for m in summary.calibration.models for c in m.cells) == (
-        summary.readings + len(kept) - 1
-    )
+    measured = [c for m in summary.calibration.models for c in (*m.cells, *m.load_cells)]
+    assert sum(len(cell.joules) for cell in measured) == (summary.readings + len(kept) - 1)
 
 
 # ---------------------------------------------------------------- the fit
@@ -358,7 +357,7 @@ def test_a_counter_that_fails_keeps_what_was_measured(zoo: Path, monkeypatch: py
 def cells(coefficients: Coefficients, noise: float = 0.0) -> list[Cell]:
     rng = np.random.default_rng(0)
     return [
-        Cell(p, o, tuple(coefficients.joules(p, o) * rng.lognormal(0, noise, 6)), (0.1,) * 6)
+        Cell(p, o, tuple(coefficients.joules(p, o) * rng.lognormal(0, noise, 6)), (0.1,) * 6, 32)
         for p in GRID[0]
         for o in GRID[1]
     ]
@@ -380,16 +379,16 @@ def test_fit_is_never_negative_and_its_errors_cover_the_truth() -> None:
 
 
 def test_fit_of_nothing_is_nothing() -> None:
-    zeros = [Cell(p, 4, (0.0, 0.0), (0.1, 0.1)) for p in (1, 2, 3, 4, 5)]
+    zeros = [Cell(p, 4, (0.0, 0.0), (0.1, 0.1), 32) for p in (1, 2, 3, 4, 5)]
     assert fit(zeros, seed=0).coefficients.values() == (0, 0, 0, 0)
 
 
 def test_intervals_are_students() -> None:
-    cell = Cell(8, 4, (1.0, 2.0, 3.0), (0.1,) * 3)
+    cell = Cell(8, 4, (1.0, 2.0, 3.0), (0.1,) * 3, 1)
     assert cell.half_interval == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-5)
-    assert Cell(8, 4, (1.0,), (0.1,)).half_interval is None
-    assert not Cell(8, 4, (1.0,) * 4, (0.1,) * 4).converged  # too few to tell
-    assert Cell(8, 4, (1.0,) * 5, (0.1,) * 5).converged
+    assert Cell(8, 4, (1.0,), (0.1,), 1).half_interval is None
+    assert not Cell(8, 4, (1.0,) * 4, (0.1,) * 4, 1).converged  # too few to tell
+    assert Cell(8, 4, (1.0,) * 5, (0.1,) * 5, 1).converged
 
 
 # ---------------------------------------------------------------- stopping and going on
@@ -448,9 +447,9 @@ def test_stopped_in_the_middle_and_gone_on(tmp_path: Path, number: signal.Signal
     assert f"going on from {len(kept) - 1} readings of an earlier run" in text
     calibration = load_calibration(tmp_path / "calibration.json")
     readings = [json.loads(line) for line in kept[1:]]
-    for name, prompt_tokens, output_tokens, joules, _ in readings:
-        lengths = (prompt_tokens, output_tokens)
-        cell = next(c for c in calibration.of(name).cells if (c.prompt_tokens, c.output_tokens) == lengths)
+    for name, *key, joules, _ in readings:
+        cells = (*calibration.of(name).cells, *calibration.of(name).load_cells)
+        cell = next(c for c in cells if [c.prompt_tokens, c.output_tokens, c.batch_size] == key)
         assert joules in cell.joules
     assert not partial.exists()
 
@@ -572,7 +571,7 @@ def test_a_named_meter_that_differs_is_refused(calibrated: Path) -> None:
     ("text", "message"),
     [
         ("{", "is no calibration: "),
-        ("[]", "has format None, and this messcli reads 1"),
+        ("[]", "has format None, and this messcli reads 1 to 2"),
         ('{"format": 99}', "has format 99"),
         ('{"format": 1}', "lacks 'models'"),
         (None, "can't be read: No such file"),
@@ -595,6 +594,191 @@ def test_numbers_that_are_none_are_refused(calibrated: Path, value: Any) -> None
     calibrated.write_text(json.dumps(document))
     with pytest.raises(CalibrationError, match="is no calibration"):
         load_calibration(calibrated)
+
+
+# ---------------------------------------------------------------- in load
+
+STEP = {"small": (0.5, 0.01), "large": (6.0, 0.1)}  # joules of a step with b running: a + k b
+PROMPT = 0.002  # joules per prompt token
+
+
+@pytest.fixture
+def in_steps(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Models that draw per step, as engines do."""
+
+    def use(self: CountedBackend, lengths: Sequence[tuple[int, int]]) -> None:
+        cls = type(self)
+        cls.calls += 1
+        a, k = STEP[self.spec.name]
+        steps = max(o for _, o in lengths)
+        joules = sum(p for p, _ in lengths) * PROMPT + steps * a + sum(o for _, o in lengths) * k
+        time.sleep(2e-4 * steps)
+        KnownCounter.joules += joules * math.exp(cls.noise * cls.rng.gauss(0, 1))
+
+    monkeypatch.setattr(CountedBackend, "_use", use)
+    return zoo
+
+
+def test_steps_in_load_are_found_again(in_steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = measure(prompt_tokens=(8, 64, 256), output_tokens=(4, 32), budget_seconds=30.0)
+    assert summary.calibration is not None
+    for model in summary.calibration.models:
+        a, k = STEP[model.name]
+        load = model.load
+        assert load is not None
+        assert [point.running for point in load.points] == [1, 8, 32]  # as many as a batch holds
+        assert load.most_running == 32
+        assert load.joules_per_step == pytest.approx(a, rel=0.1)
+        for running in (1, 8, 20, 32):
+            assert load.step_joules(running) == pytest.approx(a + k * running, rel=0.1)
+        assert load.joules_per_prompt_token == pytest.approx(PROMPT, rel=0.5)
+        assert load.error is not None
+        assert load.error < 0.2
+        assert {cell.batch_size for cell in model.load_cells} == {1, 8}  # 32 is the grid's own
+    assert "in load, per output token by requests running" in "\n".join(summary.text())
+    read = load_calibration(in_steps.parent / "calibration.json")
+    assert [model.load for model in read.models] == [model.load for model in summary.calibration.models]
+    assert measure(prompt_tokens=(8, 64, 256), output_tokens=(4, 32)).readings == 0
+
+
+def test_loads_that_memory_refuses_are_left_out(in_steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = CountedBackend.generate_exactly
+
+    def refusing(self: CountedBackend, p: int, o: int, batch_size: int) -> list[Generation]:
+        if batch_size > 40:
+            raise ModelError(f"{batch_size} prompts don't fit into memory")
+        return whole(self, p, o, batch_size)
+
+    monkeypatch.setattr(CountedBackend, "generate_exactly", refusing)
+    monkeypatch.setattr(CountedBackend, "plan", lambda self, requests: [list(range(len(requests)))])
+    lines: list[str] = []
+    grid = {"prompt_tokens": (8, 64), "output_tokens": (4, 32), "quick": True, "budget_seconds": 20.0}
+    summary = calibrate(CalibrateConfig(**grid), tell=lines.append)
+    assert summary.calibration is not None
+    assert [point.running for point in summary.calibration.of("large").load.points] == [1, 8, 32]  # type: ignore[union-attr]
+    told = [line for line in lines if "at a time" in line]
+    assert told == [
+        f"{name}: not measured with 128 or more requests at a time: 128 prompts don't fit into memory"
+        for name in sorted(
+            STEP, key=lambda name: next(n for n, line in enumerate(told) if line.startswith(name))
+        )
+    ]
+    assert len(told) == 2
+
+
+def test_loads_do_not_outlast_the_budget(in_steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes 10 ms per request: 512 at a time would take 5 s a reading."""
+    whole = CountedBackend.generate_exactly
+
+    def slow(self: CountedBackend, p: int, o: int, batch_size: int) -> list[Generation]:
+        time.sleep(0.01 * batch_size * o / 32)
+        return whole(self, p, o, batch_size)
+
+    monkeypatch.setattr(CountedBackend, "generate_exactly", slow)
+    monkeypatch.setattr(CountedBackend, "plan", lambda self, requests: [list(range(len(requests)))])
+    began = time.monotonic()
+    grid = {
+        "prompt_tokens": (8,),
+        "output_tokens": (4, 32),
+        "quick": True,
+        "budget_seconds": 5.0,
+        "window": 2,
+    }
+    lines: list[str] = []
+    summary = calibrate(CalibrateConfig(**grid), tell=lines.append)
+    assert time.monotonic() - began < 8.0
+    assert summary.calibration is not None
+    assert any("or more requests at a time: the budget" in line for line in lines)
+    load = summary.calibration.of("small").load
+    assert load is not None
+    assert load.points[-1].running < 512
+
+
+def as_format_1(document: dict[str, Any]) -> dict[str, Any]:
+    """As 0.1 wrote it: one batch size per model, nothing in load."""
+    document["format"] = 1
+    for model in document["models"]:
+        del model["load"], model["load_cells"]
+        for cell in model["cells"]:
+            del cell["batch_size"]
+    return document
+
+
+def test_a_file_of_0_1_is_read_and_its_readings_are_kept(in_steps: Path) -> None:
+    measure()
+    calibrated = in_steps.parent / "calibration.json"
+    before = load_calibration(calibrated)
+    calibrated.write_text(json.dumps(as_format_1(json.loads(calibrated.read_text()))))
+    old = load_calibration(calibrated)
+    assert [model.cells for model in old.models] == [model.cells for model in before.models]
+    assert [model.load for model in old.models] == [None, None]
+    assert find_calibration(None, load_zoo(calibrated.parent / "zoo.toml"), "estimate") is not None
+    readings = measure().readings  # only what it lacks: two lengths at two more loads
+    assert 0 < readings <= 2 * 2 * 2 * 10
+    again = load_calibration(calibrated)
+    assert [model.cells for model in again.models] == [model.cells for model in before.models]
+    assert all(model.load is not None for model in again.models)
+
+
+def test_readings_of_0_1_are_taken_up(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountedBackend, "fail_after", 20)
+    with pytest.raises(MeterError):
+        measure()
+    partial = zoo.parent / "calibration.json.partial"
+    setup, *lines = partial.read_text().splitlines()
+    old = [json.dumps([*line[:3], *line[4:]]) for line in map(json.loads, lines)]
+    partial.write_text("\n".join([setup, *old]) + "\n")
+    monkeypatch.setattr(KnownCounter, "error", None)
+    monkeypatch.setattr(CountedBackend, "fail_after", None)
+    told: list[str] = []
+    grid = {"prompt_tokens": GRID[0], "output_tokens": GRID[1], "quick": True, "budget_seconds": 20.0}
+    calibrate(CalibrateConfig(**grid), tell=told.append)
+    assert f"going on from {len(old)} readings of an earlier run" in told
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("points/0/joules", -1.0, 'model "small": load: points 1: field "joules"'),
+        ("points/1/running", 1.0, 'model "small": load: field "points": "running" must rise'),
+        ("most_running", "x", 'model "small": load: field "most_running"'),
+    ],
+)
+def test_numbers_in_load_that_are_none_are_refused(in_steps: Path, path: str, value: Any, named: str) -> None:
+    measure()
+    file = in_steps.parent / "calibration.json"
+    document = json.loads(file.read_text())
+    change(document, f"models/0/load/{path}", value)
+    file.write_text(json.dumps(document))
+    with pytest.raises(CalibrationError, match="is no calibration") as refused:
+        load_calibration(file)
+    assert named in str(refused.value)
+
+
+def test_simulate_plays_runs_through_what_was_calibrated(in_steps: Path) -> None:
+    measure(prompt_tokens=(8, 64), output_tokens=(4, 32))
+    draw = random.Random(2)
+    with (in_steps.parent / "outcomes.jsonl").open("w") as handle:
+        for n in range(60):
+            models = {
+                name: {
+                    "accuracy": float(draw.random() < skill),
+                    "joules": 1.0,
+                    "prompt_tokens": 9,
+                    "output_tokens": 8,
+                }
+                for name, skill in (("small", 0.5), ("large", 0.9))
+            }
+            handle.write(json.dumps({"id": n, "prompt": f"word{n % 5}", "models": models}) + "\n")
+    options = ["--alpha", "0.6", "--window", "20", "--policy", "largest", "--engines", "calibration.json"]
+    ended = CliRunner().invoke(
+        main, ["simulate", "outcomes.jsonl", *options, "--out", "out.jsonl", "--quiet"]
+    )
+    assert ended.exit_code == 0, ended.stderr
+    assert "engines: small = small, large = large" in ended.stdout
+    (row,) = rows_of(in_steps.parent / "out.jsonl")
+    a, k = STEP["large"]  # windows of 20: 8 steps each
+    assert row["in_load"]["joules"] == pytest.approx((8 * (a + 20 * k)) / 20 + 9 * PROMPT, rel=0.1)
 
 
 # ---------------------------------------------------------------- route: what it makes of it

@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.energy import Weight
+from messcli.energy.load import Checked, CostModel, cost_of
 from messcli.energy.nvml import driver_version, visible_cards
-from messcli.errors import CalibrationError, MeterError
+from messcli.errors import CalibrationError, EnginesError, MeterError
 from messcli.files.sinks import sync_folder
 from messcli.predict.ridge import EnergyPrior
 from messcli.zoo import BUNDLED_ZOO, Zoo
 
-FORMAT = 1
+FORMAT = 2  # 2: in load; 1 is read, and knows one load
+FORMATS = (1, FORMAT)
 FILE_NAME = "calibration.json"
 FEWEST_REPETITIONS = 5  # fewer may lie close together by chance
 INTERVAL = 0.05  # a cell has converged when its 95 % interval is within this part of its mean
@@ -75,17 +77,23 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One pair of lengths, measured again and again. Joules and seconds are per request."""
+    """One pair of lengths in batches of one size, measured again and again. Joules and seconds are per request."""
 
     prompt_tokens: int
     output_tokens: int
     joules: tuple[float, ...]  # one per repetition, gross
     seconds: tuple[float, ...]
+    batch_size: int
 
     @property
     def mean_joules(self) -> float:
         """Per request, gross."""
         return math.fsum(self.joules) / len(self.joules)
+
+    @property
+    def mean_seconds(self) -> float:
+        """Per request: its part of its batch's time."""
+        return math.fsum(self.seconds) / len(self.seconds)
 
     def net_joules(self, idle_watts: float) -> tuple[float, ...]:
         """What came on top of idling, in the request's share of its batch's time."""
@@ -140,6 +148,8 @@ class ModelCalibration:
     constant_prompt_tokens: float  # a prompt has so many tokens (its template's) ...
     prompt_tokens_per_character: float  # ... and so many per character
     own_prompts: OwnPrompts | None
+    load_cells: tuple[Cell, ...] = ()  # two output lengths at other batch sizes
+    load: CostModel | None = None  # what they say of a step in load; None: fewer than two loads were measured
 
     @property
     def output_tokens(self) -> float:
@@ -192,7 +202,7 @@ class Calibration:
     @property
     def converged(self) -> bool:
         """Whether every cell of every model has."""
-        return all(cell.converged for model in self.models for cell in model.cells)
+        return all(cell.converged for m in self.models for cell in (*m.cells, *m.load_cells))
 
     @property
     def identity(self) -> str:
@@ -232,7 +242,8 @@ class Calibration:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self), "converged": self.converged}
         del document["path"]
         for model, shown in zip(self.models, document["models"], strict=True):
-            for cell, entry in zip(model.cells, shown["cells"], strict=True):
+            entries = (*shown["cells"], *shown["load_cells"])
+            for cell, entry in zip((*model.cells, *model.load_cells), entries, strict=True):
                 entry.update(
                     mean_joules=cell.mean_joules,
                     half_interval_joules=cell.half_interval,
@@ -251,9 +262,9 @@ def load_calibration(path: Path) -> Calibration:
         raise CalibrationError(f"{path}: can't be read: {error.strerror}. {cure}") from error
     except ValueError as error:
         raise CalibrationError(f"{path}: is no calibration: {error}. {cure}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") not in FORMATS:
         found = document.get("format") if isinstance(document, dict) else None
-        raise CalibrationError(f"{path}: has format {found}, and this messcli reads {FORMAT}. {cure}")
+        raise CalibrationError(f"{path}: has format {found}, and this messcli reads 1 to {FORMAT}. {cure}")
     try:
         return _calibration(document, path)
     except (KeyError, TypeError, ValueError) as error:
@@ -264,13 +275,15 @@ def load_calibration(path: Path) -> Calibration:
 def _calibration(document: Mapping[str, Any], path: Path) -> Calibration:
     models = []
     for entry in document["models"]:
-        cells = tuple(
-            _made(Cell, {**cell, "joules": tuple(cell["joules"]), "seconds": tuple(cell["seconds"])})
-            for cell in entry["cells"]
-        )
         own = entry["own_prompts"]
-        parts = {"gross": _fit(entry["gross"]), "net": _fit(entry["net"]), "cells": cells}
-        parts["own_prompts"] = None if own is None else _made(OwnPrompts, own)
+        parts = {
+            "gross": _fit(entry["gross"]),
+            "net": _fit(entry["net"]),
+            "cells": _cells(entry["cells"], entry),
+            "own_prompts": None if own is None else _made(OwnPrompts, own),
+            "load_cells": _cells(entry.get("load_cells", ()), entry),  # format 1 has none
+            "load": None if entry.get("load") is None else _load(entry["load"], path, entry["name"]),
+        }
         model = _made(ModelCalibration, {**entry, **parts})
         for number in (model.joules(0.0), model.joules(1000.0)):
             if not 0 < number < math.inf:
@@ -278,6 +291,22 @@ def _calibration(document: Mapping[str, Any], path: Path) -> Calibration:
         models.append(model)
     parts = {"models": tuple(models), "warnings": tuple(document["warnings"]), "path": path}
     return _made(Calibration, {**document, **parts})
+
+
+def _cells(entries: Iterable[Mapping[str, Any]], model: Mapping[str, Any]) -> tuple[Cell, ...]:
+    sizes = {"batch_size": model["batch_size"]}  # format 1 has one per model
+    return tuple(
+        _made(Cell, {**sizes, **cell, "joules": tuple(cell["joules"]), "seconds": tuple(cell["seconds"])})
+        for cell in entries
+    )
+
+
+def _load(entry: object, path: Path, model: str) -> CostModel:
+    """What stands there is checked as any engines file; the line is fitted anew."""
+    try:
+        return cost_of(Checked(path, f'model "{model}": load', entry))
+    except EnginesError as error:
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from None
 
 
 def _fit(entry: Mapping[str, Any]) -> Fit:

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.calibration.file import Cell, Coefficients, Fit, terms
+from messcli.energy.load import CostModel, StepPoint, fitted
 
 RESAMPLES = 200  # of the bootstrap
+FEWEST_LOADS = 2  # a line in load needs them
 
 Array = NDArray[np.float64]
 
@@ -31,6 +33,45 @@ def fit(cells: Sequence[Cell], seed: int) -> Fit:
         coefficients=Coefficients(*best.tolist()),
         standard_errors=errors,
         left_out_error=_left_out_error(matrix, means),
+    )
+
+
+def fit_load(cells: Sequence[Cell], idle_watts: float, most_running: int) -> CostModel | None:
+    """What a step takes by the requests running, from two output lengths at every batch size.
+
+    The longer answers take so many steps more, with the same prompts: the difference is theirs. What is left of the
+    shorter ones is the prompts', taken at the largest load, where a call's constant part weighs least.
+
+    Returns None with fewer than two loads whose steps take anything.
+    """
+    points: list[StepPoint] = []
+    prompts: list[tuple[float, float]] = []  # joules and seconds per prompt token
+    for size in sorted({cell.batch_size for cell in cells}):
+        alike = sorted((c for c in cells if c.batch_size == size), key=lambda c: c.output_tokens)
+        short, long = alike[0], alike[-1]
+        steps = long.output_tokens - short.output_tokens
+        if steps == 0:
+            continue  # only one length was measured
+        joules = size * (long.mean_joules - short.mean_joules) / steps
+        seconds = size * (long.mean_seconds - short.mean_seconds) / steps
+        if joules <= 0 or seconds <= 0:
+            continue  # lost in the scatter of the readings
+        points.append(StepPoint(float(size), joules, seconds))
+        tokens = size * short.prompt_tokens
+        prompts.append(
+            (
+                max(0.0, size * short.mean_joules - short.output_tokens * joules) / tokens,
+                max(0.0, size * short.mean_seconds - short.output_tokens * seconds) / tokens,
+            )
+        )
+    if len(points) < FEWEST_LOADS:
+        return None
+    return fitted(
+        points,
+        joules_per_prompt_token=prompts[-1][0],
+        seconds_per_prompt_token=prompts[-1][1],
+        idle_watts=max(0.0, idle_watts),
+        most_running=most_running,
     )
 
 

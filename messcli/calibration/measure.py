@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,10 +31,10 @@ from messcli.calibration.file import (
     hardware,
     versions,
 )
-from messcli.calibration.fit import fit, nonnegative
+from messcli.calibration.fit import fit, fit_load, nonnegative
 from messcli.calibration.readings import Kept, Key, Readings, cell_of, cells_of, setup_of
 from messcli.energy import GROUP_PERIODS, Call, EnergyLedger, Meter, open_meter
-from messcli.errors import CalibrationError, UsageError
+from messcli.errors import CalibrationError, ModelError, UsageError
 from messcli.files.requests import InputFields, open_input, read_requests
 from messcli.models.backend import Backend, Exact, create
 from messcli.records import Generation, Rejected, Request
@@ -52,6 +52,13 @@ QUANTILES, QUICK_QUANTILES = (0.05, 0.35, 0.65, 0.95), (0.1, 0.5, 0.9)
 PROMPTS_READ = 2000
 PROMPTS_TOKENIZED = 500
 OWN_BATCHES = 4  # of the user's prompts that are answered
+LOADS = (
+    1,
+    8,
+    32,
+    128,
+    512,
+)  # requests at a time, as far as memory allows; more say more of full engines, and take longer
 
 # Tokens per character where there are no prompts of the user's.
 SAMPLE_TEXT = (
@@ -128,8 +135,7 @@ def _model_lines(model: ModelCalibration, *, net: bool) -> list[str]:
     for cell in model.cells:
         shown = cell
         if net:
-            joules = cell.net_joules(model.idle_watts)
-            shown = Cell(cell.prompt_tokens, cell.output_tokens, joules, cell.seconds)
+            shown = replace(cell, joules=cell.net_joules(model.idle_watts))
         half = shown.half_interval
         width = "?" if half is None or not shown.mean_joules else f"{half / shown.mean_joules:.1%}"
         note = "" if cell.converged else "  not converged"
@@ -144,6 +150,7 @@ def _model_lines(model: ModelCalibration, *, net: bool) -> list[str]:
     lines.append("    E = " + " + ".join(f"({value:.3g} ± {error}){name}" for value, error, name in parts))
     if fit.left_out_error is not None:
         lines.append(f"    error at a cell that the fit didn't see: {fit.left_out_error:.1%} on average")
+    lines += _load_lines(model)
     own = model.own_prompts
     if own is not None:
         lines.append(
@@ -151,6 +158,19 @@ def _model_lines(model: ModelCalibration, *, net: bool) -> list[str]:
             f"{own.factor:.2f} times what batches of equal lengths take"
         )
     return lines
+
+
+def _load_lines(model: ModelCalibration) -> list[str]:
+    load = model.load
+    if load is None:
+        return []
+    points = ", ".join(f"{p.joules / p.running:.3g} J with {p.running:.0f}" for p in load.points)
+    error = "" if load.error is None else f"; off by {load.error:.0%} at a load that it didn't see"
+    return [
+        f"    in load, per output token by requests running: {points}",
+        f"    a step: {load.joules_per_step:.3g} J + {load.joules_per_running_step:.3g} J per request{error}; "
+        f"a prompt token {load.joules_per_prompt_token:.3g} J",
+    ]
 
 
 def calibrate(
@@ -241,6 +261,7 @@ class _Model:
 
     backend: _ExactBackend
     batch_size: int
+    most_running: int  # requests at a time, at most LOADS[-1]
     meter: str
     least_seconds: float  # of a reading
     constant_prompt_tokens: float
@@ -290,7 +311,8 @@ class _Job:
         deadline: float,
     ) -> None:
         self.readings = 0  # of this run
-        self.cells: list[Key] = []
+        self.cells: list[Key] = []  # the grid: each is measured once at least, whatever the time
+        self.load_cells: list[Key] = []  # as far as the time goes
         self._config = config
         self._zoo = zoo
         self._backends = backends
@@ -322,6 +344,7 @@ class _Job:
             model = _Model(
                 backend,
                 self._batch_size(backend, probe),
+                max(map(len, backend.plan([probe] * LOADS[-1]))),
                 self._meter.kind(backend.devices),
                 max(LEAST_SECONDS, GROUP_PERIODS * period),
                 constant,
@@ -329,7 +352,8 @@ class _Job:
             )
             self._models[model.name] = model
             outputs = self._output_lengths(backend.spec.max_new_tokens)
-            self.cells += [(model.name, p, o) for p in prompt_lengths for o in outputs]
+            self.cells += [Key(model.name, p, o, model.batch_size) for p in prompt_lengths for o in outputs]
+            self.load_cells += self._loads(model, prompt_lengths, outputs)
 
     def _samples(self, backend: Backend) -> list[Request]:
         if self._prompts:
@@ -370,6 +394,17 @@ class _Job:
         shares = QUICK_OUTPUT_SHARES if self._config.quick else OUTPUT_SHARES
         return sorted({max(1, round(most * share)) for share in shares})
 
+    @staticmethod
+    def _loads(model: _Model, prompt_lengths: Sequence[int], outputs: Sequence[int]) -> list[Key]:
+        """Two output lengths at every load: what the longer one takes more is steps."""
+        longest = outputs[-1]
+        shortest = outputs[0] if len(outputs) > 1 else max(1, longest // 4)
+        if shortest == longest:
+            return []
+        typical = prompt_lengths[len(prompt_lengths) // 2]
+        loads = [*(load for load in LOADS if load < model.most_running), model.most_running]
+        return [Key(model.name, typical, o, load) for load in loads for o in (shortest, longest)]
+
     def _batch_size(self, backend: Backend, probe: Request) -> int:
         """What `route` will use: what a window leaves a model on average, if the backend takes so many at once."""
         if self._config.batch_size is not None:
@@ -407,24 +442,74 @@ class _Job:
     # ---- measuring -------------------------------------------------------------------------------
 
     def measure(self, kept: Kept, on_progress: Callable[[CalibrateProgress], None], started: float) -> None:
-        """Rounds over the cells that haven't converged, in shuffled order, until all have or the time is up;
-        the first round is always finished."""
-        self.cells += [key for key in kept.readings if key not in self.cells and key[0] in self._models]
+        """Rounds over the cells that haven't converged, in shuffled order, until all have or the time is up; the grid's
+        first round is always finished. Loads come after it, from the smallest on."""
+        known = {*self.cells, *self.load_cells}
+        self.cells += [key for key in kept.readings if key not in known and self._of_grid(key)]
         self._stop.in_hand = True
         self._measure_idle()
         for model in self._models.values():
             if self._prompts and not self._over():
                 self._own[model.name] = self._measure_own_prompts(model)
-        while todo := [key for key in self.cells if not cell_of(key, kept.readings).converged]:
+        self._rounds(kept, on_progress, started)
+        for model in self._models.values():
+            unread = [k for k in self.load_cells if k.model == model.name and k not in kept.readings]
+            if unread and self._stop.signal is None:
+                self._give_up(min(unread, key=lambda key: key.batch_size), kept, "the budget has ended")
+
+    def _rounds(self, kept: Kept, on_progress: Callable[[CalibrateProgress], None], started: float) -> None:
+        while todo := [key for key in self._all_cells() if not cell_of(key, kept.readings).converged]:
             self._rng.shuffle(todo)
             # cells without any reading first, and whatever the time: nothing comes of the rest without them
-            todo.sort(key=lambda key: key in kept.readings)
+            todo.sort(key=lambda key: self._turn(key, kept))
             for key in todo:
-                if self._stop.signal is not None or (self._over() and key in kept.readings):
+                needed = key in self.cells and key not in kept.readings
+                if self._stop.signal is not None or (self._over() and not needed):
                     return
-                self._measure_cell(key, kept)
-                on_progress(self._progress(kept, started))
+                if key in self.cells or self._may_measure(key, kept):
+                    self._measure_cell(key, kept)
+                    on_progress(self._progress(kept, started))
             self._flag()
+
+    def _all_cells(self) -> list[Key]:
+        return list(dict.fromkeys((*self.cells, *self.load_cells)))
+
+    def _of_grid(self, key: Key) -> bool:
+        return key.model in self._models and key.batch_size == self._models[key.model].batch_size
+
+    def _turn(self, key: Key, kept: Kept) -> int:
+        """0: the grid's unread cells; then unread loads, the smallest first; last what was read."""
+        if key in kept.readings:
+            return 1 + LOADS[-1]
+        return 0 if key in self.cells else key.batch_size
+
+    def _may_measure(self, key: Key, kept: Kept) -> bool:
+        """Whether a load may be tried: not where a smaller one says that it may take longer than is left."""
+        if key not in self.load_cells:  # it was given up in this round
+            return False
+        if key in kept.readings:
+            return True
+        smaller = [
+            other
+            for other in self._seconds
+            if other[:3] == key[:3] and other.batch_size < key.batch_size  # same lengths
+        ]
+        if smaller:
+            before = max(smaller, key=lambda other: other.batch_size)
+            most = self._seconds[before] * key.batch_size / before.batch_size
+            if time.monotonic() + most > self._deadline:
+                self._give_up(key, kept, "the budget may not last")
+                return False
+        return True
+
+    def _give_up(self, key: Key, kept: Kept, why: str) -> None:
+        """Leave out a load and all larger ones of the model that weren't read."""
+        self._tell(f"{key.model}: not measured with {key.batch_size} or more requests at a time: {why}")
+        self.load_cells = [
+            other
+            for other in self.load_cells
+            if other in kept.readings or other.model != key.model or other.batch_size < key.batch_size
+        ]
 
     def _over(self) -> bool:
         return self._stop.signal is not None or time.monotonic() >= self._deadline
@@ -448,27 +533,32 @@ class _Job:
         self._idle_watts = {source: (after[source] - before[source]) / seconds for source in after}
 
     def _measure_cell(self, key: Key, kept: Kept) -> None:
-        name, prompt_tokens, output_tokens = key
-        model = self._models[name]
+        model = self._models[key.model]
 
         def call() -> Any:
-            return model.backend.generate_exactly(prompt_tokens, output_tokens, model.batch_size)
+            return model.backend.generate_exactly(key.prompt_tokens, key.output_tokens, key.batch_size)
 
         began = time.monotonic()
-        if key not in self._seconds:
-            reading = self._read(model, call, 0.0)
-            if time.monotonic() - began < WARM_SECONDS:
-                self._seconds[key] = max(time.monotonic() - began, model.least_seconds)
-                reading = self._read(model, call, model.least_seconds)
-        else:
-            reading = self._read(model, call, model.least_seconds)
+        try:
+            if key not in self._seconds:
+                reading = self._read(model, key.batch_size, call, 0.0)
+                if time.monotonic() - began < WARM_SECONDS:
+                    self._seconds[key] = max(time.monotonic() - began, model.least_seconds)
+                    reading = self._read(model, key.batch_size, call, model.least_seconds)
+            else:
+                reading = self._read(model, key.batch_size, call, model.least_seconds)
+        except ModelError as error:
+            if key in self.cells or key.batch_size <= model.batch_size:
+                raise
+            self._give_up(key, kept, str(error))
+            return
         self._seconds[key] = min(self._seconds.get(key, math.inf), time.monotonic() - began)
         if reading is not None:
             self.readings += 1
             kept.add(key, *reading)
 
     def _read(
-        self, model: _Model, call: Callable[[], Any], least_seconds: float
+        self, model: _Model, batch_size: int, call: Callable[[], Any], least_seconds: float
     ) -> tuple[float, float] | None:
         """Joules and seconds per request of one call, or of as many as fill `least_seconds`.
 
@@ -478,7 +568,7 @@ class _Job:
         began = time.monotonic()
         with self._ledger.window():
             while not calls or time.monotonic() - began < least_seconds:
-                ids = ["calibration"] * model.batch_size
+                ids = ["calibration"] * batch_size
                 with self._ledger.call(model.name, ids, model.backend.devices) as made:
                     made.generations = call()
                 calls.append(made)
@@ -511,13 +601,14 @@ class _Job:
     def _progress(self, kept: Kept, started: float) -> CalibrateProgress:
         now = time.monotonic()
         left, converged = 0.0, 0
-        for key in self.cells:
+        cells = self._all_cells()
+        for key in cells:
             cell = cell_of(key, kept.readings)
             converged += cell.converged
             if not cell.converged:
                 left += self._readings_left(cell) * self._seconds.get(key, 0.0)
         left = max(0.0, min(left, self._deadline - now))
-        return CalibrateProgress(now - started, left, converged, len(self.cells), self.readings)
+        return CalibrateProgress(now - started, left, converged, len(cells), self.readings)
 
     @staticmethod
     def _readings_left(cell: Cell) -> float:
@@ -547,12 +638,13 @@ class _Job:
     def _model(
         self, model: _Model, readings: Readings, own_prompts: Mapping[str, OwnPrompts | None]
     ) -> ModelCalibration:
-        cells = tuple(
-            sorted(cells_of(model.name, readings), key=lambda c: (c.prompt_tokens, c.output_tokens))
-        )
+        read = sorted(cells_of(model.name, readings), key=lambda c: (c.prompt_tokens, c.output_tokens))
+        cells = tuple(cell for cell in read if cell.batch_size == model.batch_size)
+        loads = {key[1:] for key in self.load_cells if key.model == model.name}
+        in_load = [c for c in read if (c.prompt_tokens, c.output_tokens, c.batch_size) in loads]
         sources = self._meter.sources(model.backend.devices)
         idle_watts = math.fsum(self._idle_watts[source] for source in sources)
-        net = [Cell(c.prompt_tokens, c.output_tokens, c.net_joules(idle_watts), c.seconds) for c in cells]
+        net = [replace(cell, joules=cell.net_joules(idle_watts)) for cell in cells]
         gross = fit(cells, self._config.seed)
         sample = self._own.get(model.name)
         own = own_prompts.get(model.name) if sample is None else sample.summed_up(gross.coefficients)
@@ -570,6 +662,8 @@ class _Job:
             constant_prompt_tokens=model.constant_prompt_tokens,
             prompt_tokens_per_character=model.prompt_tokens_per_character,
             own_prompts=own,
+            load_cells=tuple(cell for cell in in_load if cell.batch_size != model.batch_size),
+            load=fit_load(in_load, idle_watts, model.most_running),
         )
 
     def _typical_characters(self, models: Sequence[ModelCalibration]) -> float:

@@ -11,25 +11,40 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from messcli.calibration.file import Cell, OwnPrompts, load_calibration, save
 from messcli.errors import CalibrationError, StateBusy
 from messcli.files.sinks import STDOUT
 
-Key = tuple[str, int, int]  # model, prompt tokens, output tokens
+
+class Key(NamedTuple):
+    """A cell: a model, lengths in tokens, and how many requests run at a time."""
+
+    model: str
+    prompt_tokens: int
+    output_tokens: int
+    batch_size: int
+
+
 Readings = dict[Key, list[tuple[float, float]]]  # joules and seconds, per request
 
 
 def cell_of(key: Key, readings: Readings) -> Cell:
     """The cell with what was read of it so far."""
     pairs = readings.get(key, [])
-    return Cell(key[1], key[2], tuple(joules for joules, _ in pairs), tuple(seconds for _, seconds in pairs))
+    return Cell(
+        key.prompt_tokens,
+        key.output_tokens,
+        tuple(joules for joules, _ in pairs),
+        tuple(seconds for _, seconds in pairs),
+        key.batch_size,
+    )
 
 
 def cells_of(name: str, readings: Readings) -> list[Cell]:
     """Those of one model."""
-    return [cell_of(key, readings) for key in readings if key[0] == name]
+    return [cell_of(key, readings) for key in readings if key.model == name]
 
 
 class Measured(Protocol):
@@ -108,7 +123,7 @@ class Kept:
         self._handle.seek(0)
         *lines, torn = self._handle.read().split("\n")  # a crash tears the last line
         if lines and not fresh and _loads(lines[0]) == setup:
-            self._take(lines[1:])
+            self._take(lines[1:], {name: size for name, _, _, size, _ in setup["models"]})
             os.truncate(self._handle.fileno(), os.fstat(self._handle.fileno()).st_size - len(torn.encode()))
         else:
             if lines and not fresh:
@@ -124,10 +139,13 @@ class Kept:
         if self.readings:
             tell(f"going on from {sum(map(len, self.readings.values()))} readings of an earlier run")
 
-    def _take(self, lines: Sequence[str]) -> None:
+    def _take(self, lines: Sequence[str], batch_sizes: Mapping[str, int]) -> None:
         for line in lines:
-            name, prompt_tokens, output_tokens, joules, seconds = _loads(line)
-            self.readings.setdefault((name, prompt_tokens, output_tokens), []).append((joules, seconds))
+            name, prompt_tokens, output_tokens, *batch_size, joules, seconds = _loads(line)
+            # lines of 0.1 name no batch size: there was one per model
+            size = batch_size[0] if batch_size else batch_sizes[name]
+            key = Key(name, prompt_tokens, output_tokens, size)
+            self.readings.setdefault(key, []).append((joules, seconds))
 
     def _take_finished(self, setup: Mapping[str, Any]) -> None:
         with suppress(CalibrationError):  # there is none, or it is another version's: measured anew
@@ -136,9 +154,9 @@ class Kept:
                 return
             self.own_prompts = {model.name: model.own_prompts for model in before.models}
             for model in before.models:
-                for cell in model.cells:
-                    pairs = list(zip(cell.joules, cell.seconds, strict=True))
-                    self.readings[model.name, cell.prompt_tokens, cell.output_tokens] = pairs
+                for cell in (*model.cells, *model.load_cells):
+                    key = Key(model.name, cell.prompt_tokens, cell.output_tokens, cell.batch_size)
+                    self.readings[key] = list(zip(cell.joules, cell.seconds, strict=True))
 
     def add(self, key: Key, joules: float, seconds: float) -> None:
         """Keep one reading, joules and seconds per request; it is on disk when this returns."""

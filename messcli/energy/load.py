@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,6 @@ class CostModel:
         """E_m: joules of one request of a share, its part of the steps included. Of an empty share: of one alone."""
         one = share if share.requests else Share(1.0, share.prompt_tokens, share.output_tokens, share.longest)
         return self.window_joules(one) / one.requests
-
-    def as_json(self) -> dict[str, Any]:
-        """As it stands in a calibration."""
-        return asdict(self)
 
 
 def _at(points: Sequence[tuple[float, float]], running: float) -> float:
@@ -400,6 +396,34 @@ class Checked:
             yield Checked(self._path, f"{self.where}: {field} {n}", entry)
 
 
+def cost_of(fields: Checked) -> CostModel:
+    """A cost model as a calibration holds it. Its line is fitted anew to the points.
+
+    Raises EnginesError naming file, entry and field.
+    """
+    points = [
+        StepPoint(point.number("running"), point.number("joules"), point.number("seconds"))
+        for point in fields.objects("points")
+    ]
+    _rising(points, fields, "running")
+    return fitted(
+        points,
+        joules_per_prompt_token=fields.number("joules_per_prompt_token", zero=True),
+        seconds_per_prompt_token=fields.number("seconds_per_prompt_token", zero=True),
+        idle_watts=fields.number("idle_watts", zero=True),
+        most_running=int(fields.number("most_running")),
+    )
+
+
+def _rising(points: Sequence[StepPoint], fields: Checked, name: str) -> None:
+    for before, after in pairwise(points):
+        if after.running <= before.running:
+            raise fields.fault(
+                f'field "points": "{name}" must rise from point to point, found {before.running:g} and then '
+                f"{after.running:g}. Order the points by it"
+            )
+
+
 def _engine(entry: Any, fields: Checked) -> Engine:
     model = fields.text("model")
     fields.where += f' "{model}"'
@@ -418,12 +442,7 @@ def _engine(entry: Any, fields: Checked) -> Engine:
         )
     if not measured:
         raise fields.fault(f'field "points": none has at most {most} requests running. Measure smaller loads')
-    for before, after in pairwise(measured):
-        if after.running <= before.running:
-            raise fields.fault(
-                f'field "points": "mean_running" must rise from point to point, found {before.running:g} and then '
-                f"{after.running:g}. Order the points by it"
-            )
+    _rising(measured, fields, "mean_running")
     size = fields.optional("active_parameters_billions")
     per_prompt_token = fields.optional("joules_per_prompt_token")
     if per_prompt_token is None:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from messcli.energy.load import CostModel, Engine, read_engines
+from messcli.calibration.file import FORMATS, load_calibration
+from messcli.energy.load import CostModel, Engine, load_json, read_engines
 from messcli.errors import EnginesError, OutcomesError, UsageError
 from messcli.routing.policy import cheapest_mix
 from messcli.simulation.table import OutcomeTable
@@ -299,7 +300,17 @@ def at_full_load(table: OutcomeTable, engines: Engines) -> OutcomeTable:
 
 
 def _entries(path: Path) -> list[Engine]:
-    return read_engines(path)
+    document = load_json(path)
+    if not isinstance(document, dict) or document.get("format") not in FORMATS:
+        return read_engines(path)
+    models = load_calibration(path).models
+    for model in models:
+        if model.load is None:
+            raise EnginesError(
+                f'{path}: model "{model.name}" wasn\'t measured at several loads. Run `messcli calibrate` again, with '
+                "more --budget"
+            )
+    return [Engine(model.name, "", "", None, model.load) for model in models if model.load is not None]
 
 
 def _chosen(
