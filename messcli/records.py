@@ -84,7 +84,8 @@ class Generation:
     error: str | None = None  # this request failed; the others of its batch did not
     fault: Fault | None = None  # None without an error
     finish: str | None = None  # stop, length, filtered, tool_calls; None where it isn't known
-    confidence: Mapping[str, float] | None = None  # None where the backend can't tell
+    # None where the backend can't tell. Compared to nothing: batches of other sizes sum in another order
+    confidence: Mapping[str, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import WORDS, save_bart, save_llama, save_t5
 
 from messcli.energy import EnergyLedger, Meter
-from messcli.errors import ModelError, ModelTooLarge, ZooError
+from messcli.errors import MessError, ModelError, ModelTooLarge, ZooError
 from messcli.metrics import load_metric
 from messcli.models.backend import InBatches, create
 from messcli.models.live import Live
@@ -320,20 +320,51 @@ def test_generation_options_pass_through(folders):
     assert all(answer.output_tokens >= 5 for answer in tiny.generate(many))
 
 
-def test_stop_strings_get_the_tokenizer_that_they_need(folders, monkeypatch):
-    tiny = backend(folders["llama"], generation={"stop_strings": ["w3"]})
-    tiny.load()
-    seen: dict[str, Any] = {}
+def test_a_stop_string_ends_the_answer_and_leaves_no_trace(folders):
+    """In a batch, where the other rows go on, the answer is what single requests without it say up to there."""
+    many = requests(8)
+    whole = backend(folders["llama"]).generate(many)
+    stop = str(whole[0].output).split()[2]
+    stopped = backend(folders["llama"], generation={"stop_strings": [stop, "never"]}).generate(many)
+    for before, after in zip(whole, stopped, strict=True):
+        text, found, _ = str(before.output).partition(stop)
+        assert after.output == text.strip()
+        assert after.finish == ("stop" if found else before.finish)
+        assert after.output_tokens <= before.output_tokens
+    assert stopped[0].output_tokens == 3
+    assert stopped[0].confidence["tokens"] == 3
 
-    def generate(input_ids: Any, **options: Any) -> Any:
-        seen.update(options)
-        # stopped after two tokens, where the other row went on: the rest is padding
-        return torch.cat([input_ids, torch.tensor([[20, 21, 0, 0], [20, 21, 22, 2]])], dim=1)
 
-    monkeypatch.setattr(tiny._model, "generate", generate)
-    answers = tiny.generate(requests(2))
-    assert seen["tokenizer"] is tiny._tokenizer
-    assert [answer.output_tokens for answer in answers] == [2, 4]
+def test_how_an_answer_ended_is_told(folders):
+    answers = backend(folders["llama"]).generate(requests(30))
+    assert {answer.finish for answer in answers} == {"stop", "length"}
+    for answer in answers:
+        assert answer.finish == ("length" if answer.output_tokens == 12 else "stop") or (
+            answer.finish == "stop" and answer.output_tokens == 12
+        )
+    refused = backend(folders["llama"]).generate([Request("x", " ".join(["w1"] * 99))])[0]
+    assert (refused.finish, refused.fault) == (None, "request")
+
+
+def test_confidence_is_the_probability_of_the_answers_tokens(folders):
+    """The independent reference: transformers' own scores of one prompt, without padding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"])
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    many = requests(6)
+    for request, answer in zip(many, backend(folders["llama"]).generate(many), strict=True):
+        prompt = tokenizer(request.prompt, return_tensors="pt").input_ids
+        made = model.generate(
+            prompt, max_new_tokens=12, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        known = model.compute_transition_scores(made.sequences, made.logits, normalize_logits=True)[0]
+        assert answer.confidence["tokens"] == len(known) == answer.output_tokens
+        assert answer.confidence["mean"] == pytest.approx(float(known.mean()), abs=2e-3)
+        assert answer.confidence["least"] == pytest.approx(float(known.min()), abs=2e-3)
+        assert answer.confidence["least"] <= answer.confidence["p10"] <= answer.confidence["p50"] <= 0
+    beams = backend(folders["llama"], generation={"num_beams": 2}).generate(many)
+    assert {answer.confidence for answer in beams} == {None}  # a beam changes its row from step to step
 
 
 def test_forced_bos_token_names_the_target_language(folders):
@@ -349,6 +380,7 @@ def test_forced_bos_token_names_the_target_language(folders):
         ({"num_return_sequences": 2}, "generation.num_return_sequences: messcli sets this itself. Remove it"),
         ({"forced_bos_token": "deu"}, "generation.forced_bos_token: the tokenizer has no token 'deu'"),
         ({"early_stopping": "soon"}, "generation: ValueError:"),
+        ({"stop_strings": ["x", ""]}, "generation.stop_strings: must be strings that aren't empty"),
     ],
 )
 def test_wrong_generation_options_are_told(folders, options, told):
@@ -362,8 +394,8 @@ def test_wrong_generation_options_are_told(folders, options, told):
 
 
 def ids(tiny: TransformersBackend, **fields: Any) -> list[str]:
-    encoded = tiny._encoder.encode(Request(id="x", **{"prompt": "w1 w2", **fields}))
-    return list(tiny._tokenizer.convert_ids_to_tokens(list(encoded)))
+    encoded = tiny.checkpoint.encoder.encode(Request(id="x", **{"prompt": "w1 w2", **fields}))
+    return list(tiny.checkpoint.tokenizer.convert_ids_to_tokens(list(encoded)))
 
 
 MESSAGES = (
@@ -386,6 +418,13 @@ def test_chat_templates_are_used_where_the_tokenizer_has_one(folders):
     system = backend(folders["chat"], system_prompt="w5")
     assert ids(system) == ["<|im_start|>", "system", "w5", "<|im_end|>", *user, *turn]
     assert ids(backend(folders["llama"], system_prompt="w5")) == ["<s>", "w5", "w1", "w2"]
+
+
+def test_special_tokens_that_a_template_writes_are_not_doubled(folders):
+    assert ids(backend(folders["llama"], prompt_template="<s> {prompt}")) == ["<s>", "w1", "w2"]
+    assert ids(backend(folders["t5"], prompt_template="{prompt} </s>")) == ["w1", "w2", "</s>"]
+    # a prompt that spells one out is text
+    assert ids(backend(folders["llama"]), prompt="<s> w1") == ["<s>", "<", "s", ">", "w1"]
 
 
 def test_messages_go_through_the_chat_template_or_are_joined(folders):
@@ -424,13 +463,13 @@ def test_a_prompt_cannot_write_control_tokens(folders):
 )
 def test_nothing_in_a_prompt_is_evaluated(folders, text):
     assert spec("x", prompt_template="A {prompt} B").fill_template(text) == f"A {text} B"
-    assert text in backend(folders["chat"])._encoder._render(Request(id="x", prompt=text))[0]
+    assert text in backend(folders["chat"]).checkpoint.encoder._render(Request(id="x", prompt=text))[0]
 
 
 def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):
     folder = save_llama(tmp_path / "m", chat=True)
     tiny = backend(folder)
-    tiny._tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    tiny.checkpoint.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     refused = Request(id="x", prompt="w1\nw2", messages=({"role": "user", "content": "w1"},))
     assert tiny.prompt_tokens(refused) == 3
     answer = tiny.generate([refused])[0]
@@ -442,7 +481,7 @@ def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):
 def test_chat_options_reach_the_template(tmp_path):
     folder = save_llama(tmp_path / "m", chat=True)
     tiny = backend(folder, chat_options={"thinking": "w8"})
-    tiny._tokenizer.chat_template = "{{ messages[0]['content'] }} {{ thinking }}"
+    tiny.checkpoint.tokenizer.chat_template = "{{ messages[0]['content'] }} {{ thinking }}"
     assert ids(tiny) == ["w1", "w2", "w8"]
 
 
@@ -465,7 +504,7 @@ def test_context_length_leaves_room_for_the_answer(folders):
 
 def test_a_prompt_without_tokens_is_an_error(folders):
     tiny = backend(folders["llama"])
-    tiny._tokenizer.backend_tokenizer.post_processor = None  # a tokenizer that adds nothing
+    tiny.checkpoint.tokenizer.backend_tokenizer.post_processor = None  # a tokenizer that adds nothing
     assert tiny.generate([Request(id="x", prompt=" ")])[0].error == 'model "tiny": the prompt has no tokens'
 
 
@@ -526,7 +565,7 @@ def test_load_failures_are_one_line_with_a_cure(folders, tmp_path, monkeypatch):
     ]:
         folder = fields.pop("path", folders["llama"])
         tiny = backend(folder, **fields)
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(MessError) as caught:
             tiny.load()
         message = str(caught.value)
         assert message.startswith(f'model "tiny" ({folder}): {told}'), message

@@ -115,12 +115,58 @@ class TestEngine:
             engine._generation_config.update(do_sample=False, temperature=None)
         assert engine.generate(REQUESTS) != answers
 
-    def test_stop_strings_cut_the_answer(self, engine):
+    def test_stop_strings_leave_no_trace(self, engine):
+        reference = TransformersBackend(
+            replace(LARGE, generation={"stop_strings": ["e"]}), batch_size=None
+        ).generate(REQUESTS)
         engine._generation_config.update(stop_strings=["e"])
         try:
-            assert all(len(answer.output.split()) <= 3 for answer in engine.generate(REQUESTS))
+            answers = engine.generate(REQUESTS)
         finally:
             engine._generation_config.update(stop_strings=None)
+        assert not any("e" in answer.output for answer in answers)
+        assert [answer.output for answer in answers] == [answer.output for answer in reference]
+        assert {answer.finish for answer in answers} == {"stop"}
+
+    def test_answers_stream_out_of_one_loop_and_their_work_adds_up(self, engine):
+        many = [replace(request, id=f"{n} {request.id}") for n in range(20) for request in REQUESTS]
+        answers, work, groups = {}, {}, 0
+        for group in engine.stream(many):
+            groups += 1
+            answers.update(group.finished)
+            for index, (read, written) in group.work.items():
+                before = work.get(index, (0, 0))
+                work[index] = (before[0] + read, before[1] + written)
+        assert groups > 2  # 240 answers, at most 64 a group
+        assert [answers[n].output for n in range(len(many))] == 20 * [
+            answer.output for answer in engine.generate(REQUESTS)
+        ]
+        assert {n: work[n][1] for n in work} == {n: answer.output_tokens for n, answer in answers.items()}
+        # what its cache held of a prompt was not read again
+        assert all(0 <= work[n][0] <= answers[n].prompt_tokens for n in work)
+
+    def test_a_closed_stream_stops_the_engine(self, engine):
+        many = [replace(request, id=f"{n} {request.id}") for n in range(50) for request in REQUESTS]
+        groups = engine.stream(many)
+        next(groups)
+        groups.close()
+        started = time.monotonic()
+        assert engine.generate(REQUESTS[:1])[0].output
+        assert time.monotonic() - started < 5
+
+    def test_confidence_is_what_transformers_computes(self, engine):
+        reference = TransformersBackend(LARGE, batch_size=None).generate(REQUESTS)
+        for ours, theirs in zip(engine.generate(REQUESTS), reference, strict=True):
+            assert ours.confidence == pytest.approx(theirs.confidence, abs=5e-3)
+
+    def test_where_there_is_no_sleep_mode_the_engine_ends_between_turns(self):
+        made = create(spec(), batch_size=None)
+        before = made.generate(REQUESTS[:2])
+        made.suspend()
+        assert not made.loaded
+        made.resume()
+        assert made.generate(REQUESTS[:2]) == before
+        made.unload()
 
 
 class TestFailures:

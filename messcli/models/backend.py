@@ -7,6 +7,8 @@ work isn't done in this process: it plans batches, answers them, and says how lo
 from __future__ import annotations
 
 import gc
+import hashlib
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,6 +127,27 @@ def group_of(answers: Mapping[int, Generation]) -> Group:
         if answer.error is None
     }
     return Group(tuple(answers.items()), ran)
+
+
+def seed_of(request: Request) -> int:
+    """What sampling starts from: 31 bits, a function of the request alone."""
+    key = request.key or str(request.id).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1
+
+
+def confidence_of(log_probabilities: Sequence[float]) -> dict[str, float] | None:
+    """What an answer's token log-probabilities say of it, to 0.001 nats; None where they aren't known."""
+    if not log_probabilities or not all(map(math.isfinite, log_probabilities)):
+        return None
+    ordered = sorted(log_probabilities)
+    count = len(ordered)
+    numbers = {
+        "mean": math.fsum(ordered) / count,
+        "least": ordered[0],
+        "p10": ordered[(count - 1) // 10],
+        "p50": ordered[(count - 1) // 2],
+    }
+    return {**{name: round(value, 3) for name, value in numbers.items()}, "tokens": count}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,9 @@ from messcli.errors import first_line
 from messcli.records import Request
 from messcli.zoo import ModelSpec
 
-REMEMBERED = 2048  # prompts kept encoded between prompt_tokens, plan and generate of a window
+# Tokens of prompts that are kept encoded between `length` and the answer: 4 bytes each. A window's prompts are
+# encoded once if they have fewer tokens together.
+REMEMBERED_TOKENS = 8_000_000
 
 
 class PromptEncoder:
@@ -34,7 +36,9 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._controls = _control_tokens(tokenizer)
         self._break = f"\ue000{secrets.token_hex(8)}\ue001"  # no prompt can guess it
+        self._ends = _special_ends(tokenizer)
         self._encoded: dict[bytes, tuple[Request, array[int] | str]] = {}
+        self._remembered = 0  # tokens
 
     def length(self, request: Request) -> int:
         """In tokens, special ones included. A chat that the template refuses counts as plain text."""
@@ -58,10 +62,16 @@ class PromptEncoder:
             )
         else:
             encoded = self._ids(text, special=special)
-        if len(self._encoded) >= REMEMBERED:
-            del self._encoded[next(iter(self._encoded))]  # the oldest
+        self._forget(key)
+        while self._remembered + len(encoded) > REMEMBERED_TOKENS and self._encoded:
+            self._forget(next(iter(self._encoded)))  # the oldest
         self._encoded[key] = (request, encoded)
+        self._remembered += len(encoded)
         return encoded
+
+    def _forget(self, key: bytes) -> None:
+        _, encoded = self._encoded.pop(key, (None, ""))
+        self._remembered -= len(encoded)
 
     def _render(self, request: Request) -> tuple[str, bool]:
         """The text for the model, control tokens of the prompt broken, and whether to add special tokens."""
@@ -95,15 +105,18 @@ class PromptEncoder:
         return self._controls.sub(lambda match: match[0] + self._break, text)
 
     def _ids(self, text: str, *, special: bool) -> array[int]:
-        tokenizer = self._tokenizer
-        if self._break not in text:
-            return array("l", tokenizer(text, add_special_tokens=special)["input_ids"])
+        """Token ids; `special`: with the tokenizer's own at both ends, once even where a template writes them."""
         pieces = [piece for piece in text.split(self._break) if piece]
-        ids = [index for piece in pieces for index in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        ids = [
+            index
+            for piece in pieces
+            for index in self._tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ]
         if special:
-            before, after = _special_ends(tokenizer)
-            ids = [*before, *ids, *after]
-        return array("l", ids)
+            before, after = self._ends
+            ids = ids if before and ids[: len(before)] == before else [*before, *ids]
+            ids = ids if after and ids[-len(after) :] == after else [*ids, *after]
+        return array("i", ids)
 
 
 def key_of(request: Request) -> bytes:

@@ -4,41 +4,31 @@ Greedy decoding is the rule: sampling happens only where zoo.toml asks for it, s
 an answer never depends on what else was in its batch. In float32 a batch equals single requests token for
 token; in half precision the order of sums may turn near ties.
 
-How a request becomes tokens is `prompts.py`'s.
+Prompts, limits and decoding options are `checkpoint.py`'s.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import gc
-import hashlib
-import os
-import random
 import threading
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
 
-from messcli.errors import ModelError, ModelTooLarge, first_line
-from messcli.models.backend import Group, InBatches, collector_paused, group_of
-from messcli.models.prompts import PromptEncoder, key_of
+from messcli.errors import ModelError, first_line
+from messcli.models.backend import Group, InBatches, collector_paused, group_of, seed_of
+from messcli.models.checkpoint import Checkpoint, cure_for, first_attribute, is_out_of_memory
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
 _LARGEST_BATCH = {"cuda": 64, "cpu": 32}  # beyond these, throughput is flat and latency is not
 _BATCH_WITHOUT_SIZES = 8  # where the config does not say how large its key-value cache is
 _MEMORY_SHARE = 0.5  # of the free memory for the cache; the rest is for activations
-_SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-# options of from_pretrained that say where files lie, and so hold for config and tokenizer too
-_WHERE_FILES_ARE = ("gguf_file", "subfolder", "cache_dir", "token", "local_files_only", "code_revision")
-_OWN_OPTIONS = ("num_return_sequences", "return_dict_in_generate", "output_scores", "output_logits")
 
 # torch keeps one generator per device in the process, and manual_seed sets them all
 _SAMPLING_LOCK = threading.Lock()
@@ -51,11 +41,10 @@ class TransformersBackend(InBatches):
         """`batch_size` None: spec.batch_size, else chosen by memory. Nothing is read before it is needed."""
         self.spec = spec
         self._batch_size = batch_size if batch_size is not None else spec.batch_size
-        self._cached_config: Any = None
-        self._cached_tokenizer: Any = None
+        self.checkpoint = Checkpoint(spec)
         self._model: Any = None
         self._generation_config: Any = None
-        self._cached_encoder: PromptEncoder | None = None
+        self._stops: _StopStrings | None = None
         self._token_budget: int | None = None  # rows x tokens that a batch may take, learnt from running out
 
     # --- loading ---
@@ -87,9 +76,9 @@ class TransformersBackend(InBatches):
         if self._model is not None:
             return
         self._check_device()
-        config = self._config
-        self._check_limits(config)
-        _ = self._tokenizer
+        config = self.checkpoint.config
+        self.checkpoint.check_limits()
+        _ = self.checkpoint.tokenizer
         kind = (
             transformers.AutoModelForSeq2SeqLM
             if config.is_encoder_decoder
@@ -101,15 +90,19 @@ class TransformersBackend(InBatches):
                 model, report = kind.from_pretrained(self.spec.path, **options, output_loading_info=True)
         except Exception as error:
             _free_memory()
-            raise self._explained(error) from error
+            raise self.checkpoint.explained(error) from error
         # transformers fills what a checkpoint lacks with random numbers and goes on
         if missing := sorted(report.get("missing_keys", ())):
-            raise self._error(
+            raise self.checkpoint.error(
                 f"the checkpoint lacks {len(missing)} of the model's weights ({missing[0]} is one)",
                 "Get a complete checkpoint",
             )
         model.eval()
-        self._generation_config = self._generation_options(model.generation_config)
+        options = self.checkpoint.generation_options(model.generation_config)
+        if options.stop_strings:
+            self._stops = _StopStrings(options.stop_strings, self.checkpoint.tokenizer)
+            options.stop_strings = None  # transformers' own criterion can't read every tokenizer
+        self._generation_config = options
         self._model = model
         try:
             self._warm_up()
@@ -122,66 +115,24 @@ class TransformersBackend(InBatches):
     def _warm_up(self) -> None:
         """One token, so that what happens once (lazy imports, kernels) is billed to loading, not to a request."""
         config = copy.deepcopy(self._generation_config)
-        config.update(min_new_tokens=1, max_new_tokens=1, stop_strings=None)
+        config.update(min_new_tokens=1, max_new_tokens=1)
         self._model.generation_config = config
-        self._run([array("l", [0])], Request("warm-up", ""), config)
+        self._run([array("i", [0])], Request("warm-up", ""), config)
         self._synchronize()
 
     def unload(self) -> None:
         """Drop the weights and give their memory back; the tokenizer stays."""
         self._model = None
-        self._generation_config = None
-        self._cached_encoder = None
+        self._generation_config = self._stops = None
+        self.checkpoint.forget_prompts()
         _free_memory()
-
-    @property
-    def _config(self) -> Any:
-        if self._cached_config is None:
-            _quiet()
-            self._check_folder()
-            try:
-                with collector_paused():  # the first one imports a quarter of transformers
-                    self._cached_config = transformers.AutoConfig.from_pretrained(
-                        self.spec.path, **self._file_options()
-                    )
-            except Exception as error:
-                raise self._explained(error) from error
-        return self._cached_config
-
-    @property
-    def _tokenizer(self) -> Any:
-        if self._cached_tokenizer is None:
-            _ = self._config  # the same files, told about in its words first
-            options = {**self._file_options(), **self.spec.tokenizer}
-            try:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.spec.path, **options)
-            except Exception as error:
-                raise self._explained(error) from error
-            if self.spec.chat_template and not tokenizer.chat_template:
-                raise self._error(
-                    "chat_template = true, but the tokenizer has no chat template",
-                    "Remove chat_template from zoo.toml, or use the instruction-tuned model",
-                )
-            self._cached_tokenizer = tokenizer
-        return self._cached_tokenizer
-
-    def _file_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "trust_remote_code": self.spec.trust_remote_code
-        }  # None would ask on stdin
-        if self.spec.revision is not None:
-            options["revision"] = self.spec.revision
-        if Path(self.spec.path).is_dir():
-            options["local_files_only"] = True
-        options.update((key, self.spec.load[key]) for key in _WHERE_FILES_ARE if key in self.spec.load)
-        return options
 
     def _load_options(self) -> dict[str, Any]:
         # renamed in transformers 4.56; the old name warns in 5
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         dtype = "dtype" if version >= (4, 56) else "torch_dtype"
         options = {dtype: self.spec.dtype, "device_map": self.spec.device, **self.spec.load}
-        options.update(self._file_options())
+        options.update(self.checkpoint.file_options())
         # None still prefers safetensors, and falls back to pickle with torch's weights_only unpickler
         options["use_safetensors"] = None if self.spec.allow_pickle else True
         if isinstance(options.get("max_memory"), Mapping):  # TOML has no integer keys, accelerate wants them
@@ -198,160 +149,34 @@ class TransformersBackend(InBatches):
         try:
             return AutoQuantizationConfig.from_dict(dict(table))
         except Exception as error:
-            raise self._error(
+            raise self.checkpoint.error(
                 f"load.quantization_config: {first_line(error)}",
                 "Give quant_method and its options as transformers documents them",
             ) from error
-
-    def _generation_options(self, defaults: Any) -> Any:
-        """The checkpoint's own options under zoo.toml's; greedy unless zoo.toml says do_sample."""
-        options = dict(self.spec.generation)
-        tokenizer = self._tokenizer
-        for own in _OWN_OPTIONS:
-            if own in options:
-                raise self._error(f"generation.{own}: messcli sets this itself", "Remove it from zoo.toml")
-        config = copy.deepcopy(defaults)
-        if not options.get("do_sample"):
-            useless = [key for key in _SAMPLING_OPTIONS if options.pop(key, 0)]
-            if useless:
-                raise self._error(
-                    f"generation.{useless[0]} has no effect without sampling",
-                    "Add do_sample = true to [models.generation], or remove it",
-                )
-            options["do_sample"] = False
-            options.update((key, None) for key in _SAMPLING_OPTIONS if hasattr(config, key))
-        language = options.pop("forced_bos_token", None)  # NLLB, M2M100: the target language's token, by name
-        if language is not None:
-            options["forced_bos_token_id"] = self._token_id("generation.forced_bos_token", language)
-        if "eos_token_id" not in options:
-            stops = config.eos_token_id
-            stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
-            # chat models often end a turn with a token that only their tokenizer calls the end
-            known = [stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None]
-            options["eos_token_id"] = list(dict.fromkeys(known)) or None
-        if "pad_token_id" not in options:
-            stops = options["eos_token_id"]
-            first_stop = stops[0] if isinstance(stops, list) else stops
-            pads = (config.pad_token_id, tokenizer.pad_token_id, first_stop, 0)
-            options["pad_token_id"] = next(pad for pad in pads if pad is not None)
-        options.update(
-            max_new_tokens=self.spec.max_new_tokens,
-            max_length=None,  # the checkpoint's own limit would contradict ours
-            num_return_sequences=1,
-            return_dict_in_generate=False,
-        )
-        try:
-            unknown = config.update(**options)
-        except (ValueError, TypeError) as error:
-            raise self._error(f"generation: {first_line(error)}", "Correct it in zoo.toml") from error
-        if unknown:
-            name = next(iter(unknown))
-            close = difflib.get_close_matches(name, config.to_dict(), n=1)
-            cure = f"Did you mean {close[0]}?" if close else "Its options are those of GenerationConfig"
-            raise self._error(f"generation.{name}: transformers knows no such option", cure)
-        return config
-
-    def _token_id(self, field: str, token: object) -> int:
-        tokenizer = self._tokenizer
-        index = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else None
-        if index is None or index == tokenizer.unk_token_id:
-            raise self._error(f"{field}: the tokenizer has no token {token!r}", "Correct it in zoo.toml")
-        return int(index)
-
-    # --- limits ---
-
-    @property
-    def context_length(self) -> int | None:
-        """The most prompt tokens that leave room for max_new_tokens; None where the model states no limit.
-
-        The config's number of positions; for seq2seq the encoder's. Models with relative positions (T5)
-        state none. zoo.toml's max_prompt_tokens lowers it.
-        """
-        limits = [self.spec.max_prompt_tokens, self._model_limit()]
-        return min((limit for limit in limits if limit is not None), default=None)
-
-    def _model_limit(self) -> int | None:
-        config = self._config
-        text = config.get_text_config()
-        positions = _first_attribute(
-            config if config.is_encoder_decoder else text,
-            ("max_encoder_position_embeddings", "max_position_embeddings", "max_source_positions"),
-        )
-        if positions is None and not hasattr(config, "relative_attention_num_buckets"):
-            stated = self._tokenizer.model_max_length
-            positions = stated if stated < 10**9 else None  # transformers writes 1e30 for "not stated"
-        if positions is None or config.is_encoder_decoder:
-            return positions
-        return max(0, positions - self.spec.max_new_tokens)
-
-    def _check_limits(self, config: Any) -> None:
-        wanted = self.spec.max_new_tokens
-        positions = _first_attribute(
-            config if config.is_encoder_decoder else config.get_text_config(),
-            ("max_decoder_position_embeddings", "max_position_embeddings", "max_target_positions"),
-        )
-        if positions is not None and wanted >= positions:
-            raise self._error(
-                f"max_new_tokens = {wanted}, but the model has {positions} positions in all",
-                "Lower max_new_tokens in zoo.toml",
-            )
 
     def _check_device(self) -> None:
         if not self.spec.device.startswith("cuda"):
             return
         cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if cards == 0:
-            raise self._error(
+            raise self.checkpoint.error(
                 f"{self.spec.device} asked but torch sees no GPU",
                 'Set device = "cpu" or "auto" in zoo.toml, or install a CUDA build of torch',
             )
         index = int(self.spec.device.partition(":")[2] or 0)
         if index >= cards:
-            raise self._error(
+            raise self.checkpoint.error(
                 f"{self.spec.device} asked but torch sees {cards} GPU(s), cuda:0 to cuda:{cards - 1}",
                 "Correct device in zoo.toml",
             )
 
-    def _check_folder(self) -> None:
-        """What can be told about a folder without transformers, in better words than its."""
-        root = Path(self.spec.path)
-        if not root.is_dir():
-            if root.is_absolute():
-                raise self._error(
-                    "there is no such folder", "Correct path in zoo.toml, or download the model"
-                )
-            return
-        folder = root / str(self.spec.load.get("subfolder", ""))
-        if "gguf_file" in self.spec.load:
-            return
-        if not (folder / "config.json").is_file():
-            raise self._error(
-                "the folder has no config.json",
-                "Point path at a folder written by save_pretrained, or name a gguf_file in [models.load]",
-            )
-        if self.spec.allow_pickle or any(folder.glob("*.safetensors")):
-            return
-        if any(file for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind)):
-            raise self._error(
-                "the weights are pickled and there are no safetensors; loading a pickle can run code in it",
-                "Convert them to safetensors, or set allow_pickle = true if you trust their author",
-            )
-        raise self._error("the folder has no *.safetensors", "Download the model's weights into it")
-
-    # --- prompts ---
-
     @property
-    def _encoder(self) -> PromptEncoder:
-        if self._cached_encoder is None:
-            self._cached_encoder = PromptEncoder(self.spec, self._tokenizer)
-        return self._cached_encoder
+    def context_length(self) -> int | None:
+        return self.checkpoint.context_length
 
     def prompt_tokens(self, request: Request) -> int:
-        """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights.
-
-        A chat that the model's template refuses counts as plain text here; `generate` says what is wrong.
-        """
-        return self._encoder.length(request)
+        """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights."""
+        return self.checkpoint.encoder.length(request)
 
     # --- answering ---
 
@@ -364,7 +189,7 @@ class TransformersBackend(InBatches):
         if not requests:
             return
         self.load()
-        refused, prompts = self._prompts(requests)
+        refused, prompts = self.checkpoint.prompts(requests)
         if refused:
             yield group_of(refused)
         waiting = sorted(prompts, key=lambda index: -len(prompts[index]))  # sorted() is stable
@@ -401,7 +226,7 @@ class TransformersBackend(InBatches):
             return self._batch_size, self._token_budget
         on_gpu = self.devices[0].startswith("cuda")
         most = _LARGEST_BATCH["cuda" if on_gpu else "cpu"]
-        per_token = _cache_bytes_per_token(self._config, self._model_dtype())
+        per_token = _cache_bytes_per_token(self.checkpoint.config, self._model_dtype())
         if per_token is None:
             return _BATCH_WITHOUT_SIZES, self._token_budget
         # a checkpoint may search by itself: Marian's do with 4 to 6 beams
@@ -414,7 +239,11 @@ class TransformersBackend(InBatches):
         if self._model is not None:
             dtype = self._model.dtype
         else:
-            dtype = self.spec.dtype if self.spec.dtype != "auto" else getattr(self._config, "dtype", None)
+            dtype = (
+                self.spec.dtype
+                if self.spec.dtype != "auto"
+                else getattr(self.checkpoint.config, "dtype", None)
+            )
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype, None)
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
@@ -428,7 +257,7 @@ class TransformersBackend(InBatches):
         Raises ModelError when the model can't be loaded or fails.
         """
         self.load()
-        answers, prompts = self._prompts(batch)
+        answers, prompts = self.checkpoint.prompts(batch)
         answers.update(self._answered(prompts, batch))
         return [answers[index] for index in range(len(batch))]
 
@@ -445,8 +274,14 @@ class TransformersBackend(InBatches):
             chunk = chunks.pop(0)
             rows = self._run([prompts[index] for index in chunk], requests[chunk[0]])
             if rows is not None:
-                for index, row in zip(chunk, rows, strict=True):
-                    answers[index] = self._answer(prompts[index], row)
+                for index, (row, log_probabilities) in zip(chunk, rows, strict=True):
+                    answers[index] = self.checkpoint.answer(
+                        prompts[index],
+                        row,
+                        self._generation_config.eos_token_id,
+                        () if self._stops is None else self._stops.strings,
+                        log_probabilities,
+                    )
                 continue
             _free_memory()
             longest = max(len(prompts[index]) for index in chunk) + self.spec.max_new_tokens
@@ -460,28 +295,6 @@ class TransformersBackend(InBatches):
             chunks[:0] = [chunk[:half], chunk[half:]]
         self._synchronize()
         return answers
-
-    def _prompts(self, batch: Sequence[Request]) -> tuple[dict[int, Generation], dict[int, array[int]]]:
-        """By index: answers of requests that can't be put to the model, and token ids of those that can."""
-        answers: dict[int, Generation] = {}
-        prompts: dict[int, array[int]] = {}
-        limit = self.context_length
-        for index, request in enumerate(batch):
-            encoded = self._encoder.encode(request)
-            if isinstance(encoded, str):
-                answers[index] = Generation(None, 0, 0, error=encoded, fault="request")
-            elif error := self._unanswerable(encoded, limit):
-                answers[index] = Generation(None, len(encoded), 0, error=error, fault="request")
-            else:
-                prompts[index] = encoded
-        return answers, prompts
-
-    def _unanswerable(self, ids: array[int], limit: int | None) -> str | None:
-        if not ids:
-            return f'model "{self.spec.name}": the prompt has no tokens'
-        if limit is not None and len(ids) > limit:
-            return f'model "{self.spec.name}": the prompt has {len(ids)} tokens, and the model takes {limit}'
-        return None
 
     def _too_large(self, tokens: int) -> str:
         return (
@@ -497,40 +310,28 @@ class TransformersBackend(InBatches):
         Raises ModelError also when the batch doesn't fit into memory, or the model ends its answers earlier.
         """
         self.load()
-        prompts = self._random_prompts(prompt_tokens, batch_size)
+        vocabulary = int(self._model.get_input_embeddings().num_embeddings)
+        prompts = self.checkpoint.random_prompts(vocabulary, prompt_tokens, batch_size)
         config = copy.deepcopy(self._generation_config)
         # no end token counts before the last position
-        config.update(min_new_tokens=output_tokens, max_new_tokens=output_tokens, stop_strings=None)
+        config.update(min_new_tokens=output_tokens, max_new_tokens=output_tokens)
         size = 1 if config.do_sample else batch_size
         for start in range(0, batch_size, size):
             request = Request(f"calibration {start}", "")
             rows = self._run(prompts[start : start + size], request, config)
             if rows is None:
                 _free_memory()
-                raise self._error(
+                raise self.checkpoint.error(
                     f"{size} prompts of {prompt_tokens} tokens with answers of {output_tokens} don't fit into memory",
                     "Lower --batch-size, or --prompt-tokens",
                 )
-            if lengths := {len(row) for row in rows} - {output_tokens}:
-                raise self._error(
+            if lengths := {len(row) for row, _ in rows} - {output_tokens}:
+                raise self.checkpoint.error(
                     f"answered with {lengths.pop()} tokens when it was to answer with {output_tokens}",
                     "Choose other --output-tokens",
                 )
         self._synchronize()
         return [Generation("", prompt_tokens, output_tokens)] * batch_size
-
-    @property
-    def _vocabulary(self) -> int:
-        """How many token ids the loaded model takes."""
-        return int(self._model.get_input_embeddings().num_embeddings)
-
-    def _random_prompts(self, prompt_tokens: int, count: int) -> list[array[int]]:
-        tokenizer = self._tokenizer
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        known = min(len(tokenizer), self._vocabulary)
-        ordinary = [index for index in range(known) if index not in special]
-        rng = random.Random(prompt_tokens)  # noqa: S311  # drawn to be repeatable, not secret
-        return [array("l", rng.choices(ordinary, k=prompt_tokens)) for _ in range(count)]
 
     def _synchronize(self) -> None:
         for device in self.devices:
@@ -539,8 +340,8 @@ class TransformersBackend(InBatches):
 
     def _run(
         self, prompts: Sequence[array[int]], first: Request, config: Any = None
-    ) -> list[list[int]] | None:
-        """Generated token ids per prompt, padding included; None when memory ran out.
+    ) -> list[tuple[list[int], list[float]]] | None:
+        """Generated token ids and their log-probabilities per prompt, padding included; None: memory ran out.
 
         `config` None: the model's generation options.
         """
@@ -551,10 +352,20 @@ class TransformersBackend(InBatches):
         for row, ids in enumerate(prompts):
             # a decoder goes on where the prompt ends, so it is padded in front; an encoder counts positions
             # from its first token, so it is padded behind
-            span = slice(0, len(ids)) if self._config.is_encoder_decoder else slice(width - len(ids), width)
+            span = (
+                slice(0, len(ids))
+                if self.checkpoint.config.is_encoder_decoder
+                else slice(width - len(ids), width)
+            )
             tokens[row, span] = torch.tensor(ids, dtype=torch.long)
             mask[row, span] = 1
-        extra = {"tokenizer": self._tokenizer} if self._generation_config.stop_strings else {}
+        start = 1 if self.checkpoint.config.is_encoder_decoder else width
+        stops = None
+        if self._stops is not None and config.min_new_tokens != config.max_new_tokens:
+            stops = transformers.StoppingCriteriaList([self._stops.after(start)])
+        # a beam changes its row from step to step
+        watch = _TokenLogProbabilities() if (config.num_beams or 1) == 1 else None
+        watched = {} if watch is None else {"logits_processor": transformers.LogitsProcessorList([watch])}
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)  # for the whole process; models take turns
         try:
@@ -563,15 +374,18 @@ class TransformersBackend(InBatches):
                     input_ids=tokens.to(model.device),
                     attention_mask=mask.to(model.device),
                     generation_config=config,
-                    **extra,
+                    stopping_criteria=stops,
+                    **watched,
                 )
-                start = 1 if self._config.is_encoder_decoder else width
                 rows: list[list[int]] = output[:, start:].tolist()
+                known = [[]] * len(rows) if watch is None else watch.of(output)
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 return None  # not retried here: the traceback holds the tensors that filled the memory
-            raise self._error(f"failed while answering: {first_line(error)}", _cure_for(error)) from error
-        return rows
+            raise self.checkpoint.error(
+                f"failed while answering: {first_line(error)}", cure_for(error)
+            ) from error
+        return list(zip(rows, known, strict=True))
 
     @contextmanager
     def _seeded(self, request: Request) -> Iterator[None]:
@@ -580,103 +394,77 @@ class TransformersBackend(InBatches):
             yield
             return
         cards = [int(device.partition(":")[2]) for device in self.devices if device.startswith("cuda")]
-        digest = hashlib.blake2b(key_of(request), digest_size=7)
         with _SAMPLING_LOCK, torch.random.fork_rng(devices=cards):
-            torch.manual_seed(int.from_bytes(digest.digest(), "big"))
+            torch.manual_seed(seed_of(request))
             yield
 
-    def _answer(self, prompt: array[int], row: list[int]) -> Generation:
-        """One row of `generate`, cut after its end token; what follows is padding."""
-        stops = self._generation_config.eos_token_id
-        stops = set(stops) if isinstance(stops, list) else {stops}
-        end = next((place + 1 for place, token in enumerate(row) if token in stops), None)
-        if end is None:
-            end = len(row)
-            # without an end token a row is full, unless a stop string ended it before its batch
-            while (
-                self._generation_config.stop_strings
-                and end
-                and row[end - 1] == self._generation_config.pad_token_id
-            ):
-                end -= 1
-        text = self._tokenizer.decode(row[:end], skip_special_tokens=True)
-        return Generation(text.strip(), len(prompt), end)
 
-    # --- errors ---
+class _TokenLogProbabilities(transformers.LogitsProcessor):  # type: ignore[misc]  # carries no types
+    """Sees each step's scores, after all other processors, and the token that was chosen at the next step.
 
-    def _error(self, what: str, cure: str, kind: type[ModelError] = ModelError) -> ModelError:
-        return kind(f'model "{self.spec.name}" ({self.spec.path}): {what}. {cure}')
+    transformers' own `output_scores` keeps rows x vocabulary numbers for every step; this keeps them for one.
+    """
 
-    def _explained(self, error: Exception) -> ModelError:
-        """What transformers or the hub raised while loading, in one line with a cure."""
-        named = {type(cause).__name__ for cause in _causes(error)}
-        text = str(error)
-        if _is_out_of_memory(error):
-            return self._error("does not fit into memory", _cure_for(error), ModelTooLarge)
-        if "GatedRepoError" in named:
-            return self._error(
-                "the hub asks for its licence to be accepted",
-                f"Accept it at https://huggingface.co/{self.spec.path}, "
-                "then run `hf auth login` or set HF_TOKEN",
-            )
-        if "RevisionNotFoundError" in named:
-            return self._error(
-                f"the hub has no revision {self.spec.revision!r}", "Correct revision in zoo.toml"
-            )
-        if "RepositoryNotFoundError" in named:
-            return self._error(
-                "no such folder, and no such model on the hub",
-                "Correct path in zoo.toml; for a private model run `hf auth login` or set HF_TOKEN",
-            )
-        if named & _UNREACHABLE or "couldn't connect" in text:
-            return self._error(
-                "not in the local cache, and the hub can't be reached",
-                "Go online once, or point path at a folder that holds the model",
-            )
-        if "trust_remote_code" in text:
-            return self._error(
-                "needs Python code that comes with the checkpoint",
-                "Set trust_remote_code = true in zoo.toml if you have read that code and trust it",
-            )
-        if "safetensors" in text and isinstance(error, OSError):
-            return self._error(
-                "has no safetensors; loading a pickle can run code in it",
-                "Choose another revision, or set allow_pickle = true if you trust its author",
-            )
-        return self._error(f"can't be loaded: {first_line(error)}", _cure_for(error))
+    def __init__(self) -> None:
+        self._scores: Any = None
+        self._chosen: list[Any] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self._choose(input_ids[:, -1])
+        self._scores = scores
+        return scores
+
+    def _choose(self, tokens: Any) -> None:
+        if self._scores is not None:
+            chosen = self._scores.gather(1, tokens[:, None].to(self._scores.device))[:, 0]
+            self._chosen.append(chosen - self._scores.logsumexp(1))
+
+    def of(self, output: Any) -> list[list[float]]:
+        """Per row of what was generated in the end; padding's numbers mean nothing."""
+        self._choose(output[:, -1])
+        self._scores = None
+        if not self._chosen:
+            return [[]] * len(output)
+        rows: list[list[float]] = torch.stack(self._chosen, dim=1).float().tolist()
+        return rows
 
 
-# names, because huggingface_hub, httpx and requests each have their own and none is always installed
-_UNREACHABLE = frozenset(
-    {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError", "ConnectTimeout"}
-    | {"ReadTimeout", "ProxyError", "NameResolutionError", "gaierror"}
-)
+class _StopStrings(transformers.StoppingCriteria):  # type: ignore[misc]  # carries no types
+    """Ends a row where its answer holds a stop string, wherever tokens begin and end.
 
+    Only rows whose last token could end a stop string are decoded: at most a few at a time.
+    """
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    def __init__(self, strings: str | Sequence[str], tokenizer: Any, start: int = 0) -> None:
+        self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        self._tokenizer = tokenizer
+        self._start = start  # where the answers begin
+        self._ending = self._tokens_that_end_one()
+        self._tail = max(map(len, self.strings)) + 4  # tokens; one may stand for no character
 
+    def _tokens_that_end_one(self) -> Any:
+        """By token: whether its text holds the last character of a stop string."""
+        ends = {string[-1] for string in self.strings}
+        count = len(self._tokenizer)
+        if any(end.isspace() or not end.isascii() for end in ends):  # written between tokens, or by several
+            return torch.ones(count, dtype=torch.bool)
+        texts = self._tokenizer.batch_decode([[token] for token in range(count)])
+        return torch.tensor([not ends.isdisjoint(text) for text in texts])
 
-def _cure_for(error: Exception) -> str:
-    if _is_out_of_memory(error):
-        return "Choose a smaller dtype, quantize it, or give it a larger device"
-    if isinstance(error, ImportError):
-        return "Install the package that it names"
-    if isinstance(error, IndexError):
-        return "Check that the tokenizer belongs to this model"
-    return "Check the model's files and its table in zoo.toml"
+    def after(self, start: int) -> _StopStrings:
+        """For answers that begin at position `start`."""
+        other = copy.copy(self)
+        other._start = start
+        return other
 
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch.cuda's name is the one that torch 2.4 has too; the CPU's allocator raises a bare RuntimeError
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in text or "can't allocate memory" in text
-    )
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        ended = torch.zeros(len(input_ids), dtype=torch.bool)
+        last = input_ids[:, -1].cpu().clamp(max=len(self._ending) - 1)
+        tails = input_ids[:, max(self._start, input_ids.shape[1] - self._tail) :]
+        for row in self._ending[last].nonzero()[:, 0].tolist():
+            text = self._tokenizer.decode(tails[row])
+            ended[row] = any(string in text for string in self.strings)
+        return ended.to(input_ids.device)
 
 
 def _free_memory() -> None:
@@ -703,24 +491,16 @@ def _free_bytes(devices: Sequence[str]) -> int:
 def _cache_bytes_per_token(config: Any, dtype: torch.dtype) -> int | None:
     """Bytes of keys and values that one token of one row takes; None where the config does not say."""
     text = config.get_text_config(decoder=True)
-    layers = _first_attribute(text, ("decoder_layers", "num_decoder_layers", "num_hidden_layers"))
-    heads = _first_attribute(text, ("decoder_attention_heads", "num_attention_heads"))
-    hidden = _first_attribute(text, ("hidden_size",))
-    size = _first_attribute(text, ("head_dim", "d_kv"))
+    layers = first_attribute(text, ("decoder_layers", "num_decoder_layers", "num_hidden_layers"))
+    heads = first_attribute(text, ("decoder_attention_heads", "num_attention_heads"))
+    hidden = first_attribute(text, ("hidden_size",))
+    size = first_attribute(text, ("head_dim", "d_kv"))
     if layers is None or heads is None or (size is None and hidden is None):
         return None
     if size is None and hidden is not None:
         size = hidden // heads
-    kept = _first_attribute(text, ("num_key_value_heads",)) or heads
+    kept = first_attribute(text, ("num_key_value_heads",)) or heads
     return 2 * layers * kept * int(size or 0) * dtype.itemsize  # an encoder's tokens are kept once as well
-
-
-def _first_attribute(config: Any, names: Sequence[str]) -> int | None:
-    for name in names:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def _devices_of(model: Any) -> tuple[str, ...]:
@@ -731,13 +511,3 @@ def _devices_of(model: Any) -> tuple[str, ...]:
             names.add(f"cuda:{device}" if isinstance(device, int) else str(torch.device(device)))
     names = {"cuda:0" if name == "cuda" else name for name in names}
     return tuple(sorted(names, key=lambda name: (not name.startswith("cuda"), name)))
-
-
-def _quiet() -> None:
-    """Errors only, through logging, and no progress bars: the terminal is the command line's.
-
-    TRANSFORMERS_VERBOSITY overrules it.
-    """
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

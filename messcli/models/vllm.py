@@ -8,24 +8,30 @@ own, which end when the model is unloaded: their memory comes back whole.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # carries no types
 import transformers
 
 from messcli.errors import ModelError, ModelTooLarge
+from messcli.models.backend import Group, confidence_of, group_of, seed_of
+from messcli.models.checkpoint import Checkpoint
 from messcli.models.processes import child_pids, live_seconds
-from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
 INSTALL = "pip install 'messcli[vllm]'"
+_GROUP_SECONDS = 1.0  # a group of answers lasts so long,
+_GROUP_ANSWERS = 64  # or until so many are done
+_STREAM_INTERVAL = 16  # tokens of a request that the engine tells at a time; more is less work for Python
 # name in [models.generation] -> SamplingParams' name
 _OPTIONS = {
     "temperature": "temperature",
@@ -49,21 +55,56 @@ _OWN_FIELD = {
 }
 
 
-class VllmBackend(TransformersBackend):
+@dataclass(slots=True)
+class _Running:
+    """A request that the engine has, and what it has told of it."""
+
+    index: int
+    prompt_tokens: int
+    row: list[int] = field(default_factory=list)
+    text: str = ""
+    log_probabilities: list[float] = field(default_factory=list)
+    begun: bool = False
+
+    def take(self, output: Any) -> tuple[int, int]:
+        """Fold in what is new; prompt tokens read and output tokens written since the last time."""
+        read = 0
+        if not self.begun:
+            self.begun, read = True, self.prompt_tokens - (output.num_cached_tokens or 0)
+        part = output.outputs[0]
+        fresh = list(part.token_ids)
+        self.row += fresh
+        self.text += part.text
+        for token, known in zip(fresh, part.logprobs or (), strict=False):
+            self.log_probabilities.append(known[token].logprob)
+        return max(0, read), len(fresh)
+
+
+class VllmBackend:
     """One model of the zoo, run by vLLM. See `messcli.models.backend.Backend` for the protocol.
 
     `load` of zoo.toml passes through to vllm.LLM: tensor_parallel_size, max_model_len, quantization, ...
     """
 
     def __init__(self, spec: ModelSpec, *, batch_size: int | None) -> None:
-        super().__init__(spec, batch_size=batch_size)
+        self.spec = spec
+        self.checkpoint = Checkpoint(spec, positions=spec.load.get("max_model_len"))
+        self._batch_size = batch_size if batch_size is not None else spec.batch_size
+        self._generation_config: Any = None
         self._engine: Any = None
+        self._can_sleep = False
+        self._asleep: int | None = None  # vLLM's sleep level
+        self._streams = 0
         self._log: _EngineLog | None = None
         self._pids: set[int] = set()
 
     @property
+    def occupies_memory(self) -> bool:
+        return True
+
+    @property
     def loaded(self) -> bool:
-        return self._engine is not None
+        return self._engine is not None and self._asleep is None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -84,28 +125,32 @@ class VllmBackend(TransformersBackend):
     # --- loading ---
 
     def load(self) -> None:
-        """Start the engine; does nothing when it runs. Raises ModelError as `transformers` does."""
+        """Start the engine, or wake it; does nothing when it runs. Raises ModelError as `transformers` does."""
         if self._engine is not None:
+            self._wake()
             return
         self._check_place()
-        config = self._config
-        self._check_limits(config)
-        self._generation_config = self._generation_options(self._defaults(config))
-        options = self._engine_options()
+        config = self.checkpoint.config
+        self.checkpoint.check_limits()
+        self._generation_config = self.checkpoint.generation_options(self._defaults(config))
         before = child_pids()
         with self._logging():
             try:
                 from vllm import LLM
             except ImportError as error:
                 self._close_log()
-                raise self._error(f"vLLM isn't installed ({error})", INSTALL) from error
+                raise self.checkpoint.error(f"vLLM isn't installed ({error})", INSTALL) from error
             try:
                 self._sampling(Request("", ""))
             except ValueError as error:
                 self._close_log()
-                raise self._error(f"generation: {' '.join(str(error).split())}", "Correct it") from error
+                raise self.checkpoint.error(
+                    f"generation: {' '.join(str(error).split())}", "Correct it"
+                ) from error
+            options = self._engine_options()
             try:
                 self._engine = LLM(**options)
+                self._can_sleep = bool(options.get("enable_sleep_mode"))
             except Exception as error:
                 told = self._engine_error(error)
                 self._close_log()
@@ -118,9 +163,73 @@ class VllmBackend(TransformersBackend):
         if engine is not None:
             engine.llm_engine.engine_core.shutdown()
             del engine
+        self._asleep = None
+        self._generation_config = None
         self._pids = set()
         self._close_log()
-        super().unload()
+        self.checkpoint.forget_prompts()
+
+    def suspend(self) -> None:
+        """On a card vLLM's sleep mode; elsewhere the engine ends.
+
+        Level 1 keeps the weights in this host's memory, where there is room for them; level 2 drops them, and
+        waking reads them again.
+        """
+        if self._engine is None or self._asleep is not None:
+            return
+        if not self._can_sleep:
+            self.unload()
+            return
+        weights = self._weight_bytes()
+        level = 1 if weights is not None and weights < psutil.virtual_memory().available else 2
+        with self._failing("can't be put to sleep"):
+            self._engine.sleep(level=level)
+        self._asleep = level
+
+    def resume(self) -> None:
+        self.load()
+
+    def _wake(self) -> None:
+        if self._asleep is None:
+            return
+        with self._failing("can't be woken"):
+            if self._asleep == 1:
+                self._engine.wake_up()
+            else:
+                self._engine.wake_up(tags=["weights"])
+                self._engine.collective_rpc("reload_weights")
+                self._engine.wake_up(tags=["kv_cache"])
+        self._asleep = None
+
+    def _weight_bytes(self) -> int | None:
+        """Of the checkpoint's files; None where they can't be found."""
+        folder = Path(self.spec.path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            try:
+                found = snapshot_download(
+                    self.spec.path,
+                    revision=self.spec.revision,
+                    allow_patterns=["*.safetensors"],
+                    local_files_only=True,
+                )
+            except Exception:  # whatever the hub's library raises, the size isn't known
+                return None
+            folder = Path(found)
+        sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+        return sum(sizes) or None
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """An engine that fails is ended: it answers nothing any more. Raises ModelError with its own words."""
+        with self._logging():
+            try:
+                yield
+            except Exception as error:
+                told = self._engine_error(error, what)
+                self.unload()
+                raise told from error
 
     def _close_log(self) -> None:
         if self._log is not None:
@@ -136,17 +245,17 @@ class VllmBackend(TransformersBackend):
 
     def _check_place(self) -> None:
         if self.spec.device.partition(":")[2] not in ("", "0"):
-            raise self._error(
+            raise self.checkpoint.error(
                 f"{self.spec.device}: vLLM takes the first visible card",
                 'Choose it by CUDA_VISIBLE_DEVICES, or serve the model and set backend = "openai"',
             )
-        for name, field in _OWN_FIELD.items():
+        for name, own in _OWN_FIELD.items():
             if name in self.spec.load:
-                cure = f"Set {field} on the model itself" if field else "Remove it from zoo.toml"
-                raise self._error(f"load.{name}: messcli sets this itself", cure)
+                cure = f"Set {own} on the model itself" if own else "Remove it from zoo.toml"
+                raise self.checkpoint.error(f"load.{name}: messcli sets this itself", cure)
         unknown = next((name for name in self.spec.generation if name not in _UNDERSTOOD), None)
         if unknown is not None:
-            raise self._error(
+            raise self.checkpoint.error(
                 f"generation.{unknown}: vLLM has no such option",
                 f"Known are {', '.join(sorted(_UNDERSTOOD))}",
             )
@@ -154,7 +263,9 @@ class VllmBackend(TransformersBackend):
     def _defaults(self, config: Any) -> Any:
         """The checkpoint's own generation options."""
         try:
-            return transformers.GenerationConfig.from_pretrained(self.spec.path, **self._file_options())
+            return transformers.GenerationConfig.from_pretrained(
+                self.spec.path, **self.checkpoint.file_options()
+            )
         except OSError:  # it has none
             return transformers.GenerationConfig.from_model_config(config)
 
@@ -179,11 +290,16 @@ class VllmBackend(TransformersBackend):
             options["max_num_seqs"] = self._batch_size
         if not spec.allow_pickle:
             options["load_format"] = "safetensors"
+        if self.devices[0] != "cpu":
+            options["enable_sleep_mode"] = True
+        if "stream_interval" in _engine_argument_names():
+            options["stream_interval"] = _STREAM_INTERVAL
         return {**options, **spec.load}
 
     def _sampling(self, request: Request) -> Any:
         """vLLM's options for one request: the checkpoint's and zoo.toml's; greedy unless sampling was asked for."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         config = self._generation_config
         stops = config.eos_token_id
@@ -192,6 +308,8 @@ class VllmBackend(TransformersBackend):
             "stop_token_ids": stops if isinstance(stops, list) else [stops],
             "skip_special_tokens": True,
             "detokenize": bool(config.stop_strings),
+            "logprobs": 0,  # of the chosen token alone
+            "output_kind": RequestOutputKind.DELTA,
         }
         if stops is None:
             del options["stop_token_ids"]
@@ -200,16 +318,84 @@ class VllmBackend(TransformersBackend):
             if value is not None:
                 options[theirs] = value
         if config.do_sample:
-            digest = hashlib.blake2b(request.key or str(request.id).encode("utf-8", "replace"), digest_size=4)
-            options["seed"] = int.from_bytes(digest.digest(), "big")
+            options["seed"] = seed_of(request)
         else:
             options["temperature"] = 0.0
         return SamplingParams(**options)
 
+    # --- prompts ---
+
+    @property
+    def context_length(self) -> int | None:
+        return self.checkpoint.context_length
+
+    def prompt_tokens(self, request: Request) -> int:
+        """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights."""
+        return self.checkpoint.encoder.length(request)
+
     # --- answering ---
 
+    def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
+        """The engine gets the whole share at once, and batches it by itself. See `messcli.models.backend.Backend`.
+
+        Requests are given in the order of their prompts' tokens, so that shared beginnings meet in its cache.
+        """
+        if not requests:
+            return
+        self.load()
+        refused, prompts = self.checkpoint.prompts(requests)
+        if refused:
+            yield group_of(refused)
+        self._streams += 1
+        names = {index: f"{self._streams}-{index}" for index in sorted(prompts, key=prompts.__getitem__)}
+        running: dict[str, _Running] = {}
+        engine = self._engine.llm_engine
+        try:
+            with self._failing("failed while answering"):
+                for index, name in names.items():
+                    ids = list(prompts[index])
+                    engine.add_request(name, {"prompt_token_ids": ids}, self._sampling(requests[index]))
+                    running[name] = _Running(index, len(ids))
+            while running:
+                with self._failing("failed while answering"):
+                    group = self._group(engine, running)
+                yield group
+        finally:
+            if running and self._engine is not None:
+                engine.abort_request(list(running))
+
+    def _group(self, engine: Any, running: dict[str, _Running]) -> Group:
+        """Step until a group is full; what has finished leaves `running`."""
+        until = time.monotonic() + _GROUP_SECONDS
+        finished: list[tuple[int, Generation]] = []
+        work: dict[int, tuple[int, int]] = {}
+        while running and len(finished) < _GROUP_ANSWERS and (not work or time.monotonic() < until):
+            for output in engine.step():
+                request = running.get(output.request_id)
+                if request is None:
+                    continue  # of a stream that was closed
+                read, written = request.take(output)
+                before = work.get(request.index, (0, 0))
+                work[request.index] = (before[0] + read, before[1] + written)
+                if output.finished:
+                    del running[output.request_id]
+                    finished.append((request.index, self._answer(request, output.outputs[0].finish_reason)))
+        return Group(finished, work)
+
+    def _answer(self, request: _Running, finish: str | None) -> Generation:
+        text = request.text
+        if not self._generation_config.stop_strings:  # vLLM cuts at them; without them it needn't make text
+            text = str(self.checkpoint.tokenizer.decode(request.row, skip_special_tokens=True))
+        return Generation(
+            text.strip(),
+            request.prompt_tokens,
+            len(request.row),
+            finish=finish,
+            confidence=confidence_of(request.log_probabilities),
+        )
+
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
-        """All at once: vLLM makes its own batches, of at most `batch_size`."""
+        """All at once: vLLM makes its own batches."""
         return [list(range(len(requests)))] if requests else []
 
     def generate(self, batch: Sequence[Request]) -> list[Generation]:
@@ -218,17 +404,7 @@ class VllmBackend(TransformersBackend):
         A prompt that is too long or that the chat template refuses is that request's error. Raises
         ModelError when the engine can't be started or fails.
         """
-        self.load()
-        answers, prompts = self._prompts(batch)
-        if prompts:
-            parameters = [self._sampling(batch[index]) for index in prompts]
-            outputs = self._answers([list(ids) for ids in prompts.values()], parameters)
-            for (index, ids), output in zip(prompts.items(), outputs, strict=True):
-                row = list(output.outputs[0].token_ids)
-                text = self._tokenizer.decode(row, skip_special_tokens=True)
-                if output.outputs[0].finish_reason == "stop" and self._generation_config.stop_strings:
-                    text = output.outputs[0].text
-                answers[index] = Generation(text.strip(), len(ids), len(row))
+        answers = {index: answer for group in self.stream(batch) for index, answer in group.finished}
         return [answers[index] for index in range(len(batch))]
 
     def generate_exactly(
@@ -245,25 +421,15 @@ class VllmBackend(TransformersBackend):
             ignore_eos=True,
             detokenize=False,
         )
-        prompts = self._random_prompts(prompt_tokens, batch_size)
-        self._answers([list(ids) for ids in prompts], [parameters] * batch_size)
+        vocabulary = int(self.checkpoint.config.get_text_config().vocab_size)
+        prompts = self.checkpoint.random_prompts(vocabulary, prompt_tokens, batch_size)
+        with self._failing("failed while answering"):
+            self._engine.generate(
+                [{"prompt_token_ids": list(ids)} for ids in prompts],
+                [parameters] * batch_size,
+                use_tqdm=False,
+            )
         return [Generation("", prompt_tokens, output_tokens)] * batch_size
-
-    @property
-    def _vocabulary(self) -> int:
-        return int(self._config.get_text_config().vocab_size)
-
-    def _answers(self, prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
-        with self._logging():
-            try:
-                outputs: list[Any] = self._engine.generate(
-                    [{"prompt_token_ids": ids} for ids in prompts], list(parameters), use_tqdm=False
-                )
-            except Exception as error:
-                told = self._engine_error(error, "failed while answering")
-                self.unload()  # an engine that has failed answers nothing any more
-                raise told from error
-        return outputs
 
     # --- errors ---
 
@@ -271,12 +437,18 @@ class VllmBackend(TransformersBackend):
         """An engine's processes tell their parent little more than that they failed; their log has the cause."""
         text = (self._log and self._log.cause()) or f"{type(error).__name__}: {' '.join(str(error).split())}"
         if "memory" in text and any(word in text for word in ("less than", "No available", "out of memory")):
-            return self._error(
+            return self.checkpoint.error(
                 f"does not fit into its share of the memory ({text})",
                 "Raise or lower memory_share, lower max_prompt_tokens, or give it a larger device",
                 ModelTooLarge,
             )
-        return self._error(f"{what}: {text}", "Check [models.load] and the model's files")
+        return self.checkpoint.error(f"{what}: {text}", "Check [models.load] and the model's files")
+
+
+def _engine_argument_names() -> set[str]:
+    from vllm import EngineArgs
+
+    return {option.name for option in fields(EngineArgs)}
 
 
 class _EngineLog:
