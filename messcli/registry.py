@@ -101,17 +101,20 @@ def _entry_points(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
 
 
-# () -> Metric (messcli/metrics.py)
+# () -> Metric (messcli/metrics/base.py); a function with a parameter `tokenizer` gets that of [sla]
 METRICS = Registry(
     "metric",
     "messcli.metrics",
     {
-        "bleu1": "messcli.metrics:bleu1",
-        "rouge1": "messcli.metrics:rouge1",
-        "rougeL": "messcli.metrics:rouge_l",
-        "chrf": "messcli.metrics:chrf",
-        "exact": "messcli.metrics:exact",
-        "choice": "messcli.metrics:choice",
+        "bleu1": "messcli.metrics.overlap:bleu1",
+        "rouge1": "messcli.metrics.overlap:rouge1",
+        "rougeL": "messcli.metrics.overlap:rouge_l",
+        "chrf": "messcli.metrics.overlap:chrf",
+        "exact": "messcli.metrics.answers:exact",
+        "normalized": "messcli.metrics.answers:normalized",
+        "contains": "messcli.metrics.answers:contains",
+        "number": "messcli.metrics.answers:number",
+        "choice": "messcli.metrics.choice:choice",
     },
     MetricError,
 )

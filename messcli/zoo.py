@@ -129,6 +129,7 @@ class Zoo:
     models: tuple[ModelSpec, ...]
     alpha: float | None = None  # target mean accuracy, in [0, 1]
     metric: str | None = None
+    tokenizer: str | None = None  # how a metric of words splits text; None: by script
     plans: Mapping[str, float] = field(default_factory=dict)  # plan name -> its own alpha
     energy: Mapping[str, float] = field(default_factory=dict)  # cpu_watts: for the estimate
     description: str | None = None
@@ -378,7 +379,7 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "chat_options": _table,
 }
 _SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "calibration"}
-_SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string}
+_SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string, "tokenizer": _string}
 _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {"cpu_watts": _positive("a number of watts above 0")}
 _TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
 
@@ -416,6 +417,7 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
         models=tuple(models),
         alpha=sla.get("alpha"),
         metric=sla.get("metric"),
+        tokenizer=sla.get("tokenizer"),
         plans={name: _checked(_alpha, alpha, f"{file}: [plans]: {name}") for name, alpha in plans.items()},
         energy=_fields(document.get("energy", {}), _ENERGY_FIELDS, f"{file}: [energy]"),
         description=description,

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 import re
+import string
 import sys
+import time
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from messcli.errors import MetricError
-from messcli.metrics import chosen_letters, load_metric
+from messcli.metrics import load_metric
+from messcli.metrics.choice import chosen_letters
+from messcli.metrics.overlap import longest_common_subsequence
+from messcli.metrics.reasoning import split_reasoning
 from messcli.registry import METRICS
 
 VOCABULARY = ("the", "cat", "sat", "on", "a", "mat", "dog", "ran", "runs", "running", ".", ",", "7")
@@ -77,6 +85,200 @@ def test_rouge_l_is_longest_common_subsequence_f(output, reference):
     assert ANY["rougeL"](output, [reference]) == pytest.approx(expected, abs=1e-9)
 
 
+@given(st.text(alphabet="ab cdé.,'-12", max_size=60), st.text(alphabet="ab cde.,'-12", max_size=60))
+def test_rouge_on_ascii_text_is_rouge_scores_to_the_bit(output, reference):
+    theirs = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(reference, output)
+    if output.isascii():
+        assert ANY["rouge1"](output, [reference]) == theirs["rouge1"].fmeasure
+        assert ANY["rougeL"](output, [reference]) == theirs["rougeL"].fmeasure
+
+
+@given(
+    st.text(alphabet="ab cde.,'-12&<>„“«»—äöß", max_size=60), st.text(alphabet="ab cde.,'-12äß", max_size=60)
+)
+def test_bleu1_on_latin_text_is_13as_to_the_bit(output, reference):
+    assert ANY["bleu1"](output, [reference]) == load_metric("bleu1", "13a")(output, [reference])
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=9), st.lists(st.sampled_from("abcde"), max_size=9))
+def test_the_bit_parallel_subsequence_is_as_long_as_the_recursive_one(a, b):
+    assert longest_common_subsequence(a, b) == longest_common(a, b)
+
+
+IN_SCRIPTS = {
+    "ru": "Москва — столица России", "hi": "नई दिल्ली भारत की राजधानी है।", "ar": "القاهرة عاصمة مصر",
+    "zh": "北京是中国的首都。", "ja": "東京は日本の首都です。", "ko": "서울은 대한민국의 수도이다",
+    "th": "กรุงเทพเป็นเมืองหลวง", "el": "Η Αθήνα είναι πρωτεύουσα", "he": "ירושלים היא עיר",
+    "de": "Die Straße führt über Köln", "my": "ရန်ကုန်မြို့", "ka": "თბილისი დედაქალაქია", "en": "Paris is the capital",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bleu1", "rouge1", "rougeL", "chrf"])
+@pytest.mark.parametrize("language", IN_SCRIPTS)
+def test_metrics_of_words_know_every_script(name, language):
+    text = IN_SCRIPTS[language]
+    metric = ANY[name]
+    assert metric(text, [text]) == pytest.approx(1.0)
+    assert metric(unicodedata.normalize("NFD", text), [text]) == pytest.approx(1.0) or name in (
+        "bleu1",
+        "chrf",
+    )
+    other = IN_SCRIPTS["ru" if language != "ru" else "el"]
+    assert metric(other, [text]) < 0.2
+    half = text[: len(text) // 2]
+    assert 0.0 < metric(half, [text]) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "reference", "expected"),
+    [
+        ("rouge1", "नई दिल्ली", "नई दिल्ली भारत", 2 * 1 * (2 / 3) / (1 + 2 / 3)),  # marks stay on their letters
+        ("rouge1", "北京", "北京是", 2 * 1 * (2 / 3) / (1 + 2 / 3)),  # a character is a word
+        ("rouge1", "GPT北京", "gpt 北京", 1.0),
+        ("rouge1", "für", "fur", 0.0),  # once "f" and "r"
+        ("rouge1", "x²", "x", 1.0),  # as rouge_score
+        ("rougeL", "京北", "北京", 1 / 2),
+        ("bleu1", "是北京。", "北京是。", 1.0),
+        ("bleu1", "भारत।", "भारत ।", 1.0),
+        ("bleu1", "กา", "กา", 1.0),
+    ],
+)
+def test_words_by_script(name, output, reference, expected):
+    assert ANY[name](output, [reference]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tokenizer", ["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab"])
+def test_sacrebleus_tokenizers_give_sacrebleus_scores(tokenizer):
+    import sacrebleu
+
+    theirs = sacrebleu.metrics.BLEU(max_ngram_order=1, effective_order=True, tokenize=tokenizer)
+    try:
+        ours = load_metric("bleu1", tokenizer)
+    except MetricError as missing:
+        pytest.skip(str(missing))
+    for language in ("zh", "ja", "ko", "en", "de"):
+        text = IN_SCRIPTS[language]
+        output = text[2:]
+        assert ours(output, [text]) == theirs.sentence_score(output, [text]).score / 100
+    assert f"tok:{tokenizer}" in ours.signature
+    assert load_metric("rouge1", tokenizer)(IN_SCRIPTS["ja"], [IN_SCRIPTS["ja"]]) == 1.0
+
+
+def test_a_tokenizer_that_is_not_there_is_told_with_its_cure(monkeypatch):
+    with pytest.raises(MetricError, match=r'unknown tokenizer "13b"\. Known are auto, 13a'):
+        load_metric("bleu1", "13b")
+    monkeypatch.setattr(
+        "messcli.metrics.words.version", lambda package: (_ for _ in ()).throw(PackageNotFoundError)
+    )
+    with pytest.raises(
+        MetricError, match=r"needs mecab-python3 and ipadic. Run: pip install 'messcli\[ja\]'"
+    ):
+        load_metric("rougeL", "ja-mecab")
+
+
+def test_a_tokenizer_whose_model_can_not_be_had_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_spm.SACREBLEU_DIR", str(tmp_path))
+    monkeypatch.setattr(
+        "sacrebleu.tokenizers.tokenizer_spm.download_file",
+        lambda *_: (_ for _ in ()).throw(OSError("no network")),
+    )
+    with pytest.raises(
+        MetricError, match=r"tokenizer flores200 can't be loaded: OSError: no network\. Its model is"
+    ):
+        load_metric("bleu1", "flores200")
+
+
+# (output, reference, ours, lm-eval's): gsm8k's flexible-extract, `(-?[$0-9.,]{2,})|(-?[0-9]+)`, the last match,
+# without "," "$" and a last "."; then compared as text
+NUMBERS = [
+    ("The answer is 72.", "72", 1, 1), ("72 apples", "#### 72", 1, 1), ("It is $1,234.", "1234", 1, 1),
+    ("-5 degrees", "-5", 1, 1), ("first 3, then 4", "4", 1, 1), ("first 3, then 4", "3", 0, 0), ("none", "4", 0, 0),
+    ("#### 42\n\nQuestion: 7 + 1?", "42", 1, 0),  # lm-eval's strict-match reads ####, the flexible one doesn't
+    ("\\boxed{8} as in step 3", "8", 1, 0),  # as hendrycks_math
+    ("72.0", "72", 1, 0), ("072", "72", 1, 0), ("1/2", "0.5", 1, 0), ("\\boxed{\\frac{3}{4}}", "0.75", 1, 0),
+    ("1 1/2 cups", "1.5", 1, 0), ("10-3", "3", 1, 0), ("1.234,5", "1234.5", 1, 0), ("1.234.567", "1234567", 1, 0),
+    ("1\u202f000", "1000", 1, 0), ("1’000", "1000", 1, 0), ("1,5", "1.5", 1, 0), ("1,5", "15", 0, 1),
+    ("−5", "-5", 1, 0),
+    ("-$5", "-5", 1, 1), ("2e3", "2000", 1, 0), ("٧٢", "72", 1, 0), ("on 1/2/2026", "2026", 1, 1),
+    ("version 1.2.3", "3", 1, 0),
+    ("50%", "50", 1, 1), ("1/0", "0", 0, 1), ("nothing", "none", 0, 0), ("None.", "none", 1, 0), (".5", "0.5", 1, 0),
+    ("9" * 5000, "9" * 5000, 1, 1),
+    ("9" * 5000, "8" * 5000, 0, 0), ("(3)", "3", 1, 1), ("答案是42。", "42", 1, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "reference", "ours", "theirs"), NUMBERS)
+def test_number_against_lm_evals_rule(output, reference, ours, theirs):
+    def published(text: str) -> str:
+        found = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text, re.ASCII)
+        last = next(filter(None, found[-1]), "") if found else "[invalid]"
+        return re.sub(r"\.$", "", re.sub(r"[,$]", "", last))
+
+    assert ANY["number"](output, [reference]) == ours
+    assert (published(output) == re.sub(r"[,$]|(?s:.*#### )", "", reference)) == theirs
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "expected"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1), ("a  b", "B", 1), ("It's", "its", 1), ("The", "an", 1),
+        ("Paris, France", "Paris", 0), ("another", "other", 0), ("«Москва».", "москва", 1), ("東京。", "東京", 1),
+        ("", "", 1),
+        ("twenty-one", "twentyone", 1), ("$5", "5", 1),
+    ],
+)  # fmt: skip
+def test_normalized_is_squads(output, reference, expected):
+    def published(text: str) -> str:  # normalize_answer of SQuAD's evaluate-v1.1.py
+        text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+    assert ANY["normalized"](output, [reference]) == expected
+    if (output + reference).isascii():
+        assert (published(output) == published(reference)) == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "references", "expected"),
+    [
+        ("It is in Paris, France.", ["Paris"], 1), ("in PARIS", ["paris"], 1), ("party", ["art"], 1),
+        ("London", ["Paris"], 0),
+        ("New\n York", ["new york"], 1), ("x", ["y", "X"], 1), ("x", [""], 0), ("", [""], 1),
+        ("Die Straße", ["STRASSE"], 1),
+        ("1 + 1 (two)", ["(two)"], 1),
+    ],
+)  # fmt: skip
+def test_contains_is_lm_evals_squad_completion(output, references, expected):
+    assert ANY["contains"](output, references) == expected
+    if all(references) and output.isascii() and "\n" not in output:
+        theirs = max(bool(re.search(re.escape(one), output, re.IGNORECASE)) for one in references)
+        assert theirs == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "reasoning"),
+    [
+        ("B", "B", ""),
+        ("<think>A? No.</think>\n\nB", "B", "A? No."),
+        ("A? No.</think>B", "B", "A? No."),  # the template opened it
+        ("<think>A or", "", "A or"),  # cut off by the limit of tokens
+        ("<think></think>B", "B", ""),
+        ("<think>x<think>y</think>z</think>B", "B", "xyz"),
+        ("[THINK]hm[/THINK]B", "B", "hm"),
+        ("one <reasoning>two</reasoning> three", "one  three", "two"),
+        (" kept as it is ", " kept as it is ", ""),
+        ("a < b and <thinker>", "a < b and <thinker>", ""),
+    ],
+)
+def test_reasoning_is_no_answer(output, answer, reasoning):
+    assert split_reasoning(output) == (answer, reasoning)
+
+
+def test_no_metric_scores_what_was_thought():
+    output = "<think>Surely the answer is A, or 7.</think>The answer is B, or 12."
+    for name, metric in ANY.items():
+        assert metric(output, ["B 12"]) == metric("The answer is B, or 12.", ["B 12"]), name
+
+
 @pytest.mark.parametrize("name", METRICS)
 @given(output=st.text(max_size=40), references=st.lists(st.text(max_size=40), min_size=1, max_size=3))
 def test_every_metric_is_within_0_and_1_on_any_text(name, output, references):
@@ -92,7 +294,7 @@ def test_every_metric_gives_1_to_the_reference_itself(name, text):
     assert ANY[name](text, [text]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ["rouge1", "rougeL", "chrf", "exact", "choice"])
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "bleu1"])
 @given(output=SENTENCES, references=st.lists(SENTENCES, min_size=2, max_size=3))
 def test_several_references_score_as_the_best_of_them(name, output, references):
     metric = ANY[name]
@@ -198,11 +400,96 @@ def test_choice_is_linear_in_the_length_of_the_output():
     assert ANY["choice"](output, ["B"]) == 0.0  # after hours if it backtracked
 
 
+CLEARLY_C = [
+    # English
+    "C is correct.", "C is the correct answer.", "Therefore, C is right.", "C, because it is red.",
+    "The correct one is C.", "It must be C.", "Answer - C", "So it's C.", "C is the best answer.",
+    "C is the answer.", "That leaves C.", "The most likely answer is C", "A is wrong. C is correct.",
+    # German
+    "Antwort: C", "Die Antwort ist C.", "C ist richtig.", "Die richtige Antwort lautet C", "Richtig ist C.",
+    "C ist die richtige Antwort", "Lösung: C", "Ich wähle C.", "C, weil es rot ist",
+    # Spanish
+    "Respuesta: C", "La respuesta correcta es C.", "La respuesta es la opción C", "C es correcta.",
+    "La respuesta correcta es la C", "C es la respuesta correcta", "Elijo C.",
+    # French
+    "La réponse est C.", "Réponse : C", "La bonne réponse est C.", "C est la bonne réponse", "C'est C.",
+    "La réponse correcte est la C", "C est correct",
+    # Russian
+    "Ответ: C", "Правильный ответ: C", "Правильный ответ — C.", "Ответ C", "C — правильный ответ", "C верно",
+    # Chinese, in both scripts
+    "答案：C", "答案是C", "正确答案是C。", "正確答案是 C", "选C", "应选C。", "故选：C", "C是正确的", "选项C正确",
+    "答案为C",
+    # Korean
+    "정답: C", "정답은 C입니다.", "답: C", "C가 정답입니다.", "C입니다", "정답은 C",
+    # Japanese
+    "答え：C", "答えはCです。", "正解はC", "Cが正解です", "正しい答えはCです", "Cです",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("output", CLEARLY_C)
+def test_choice_reads_plain_answers_in_nine_languages(output):
+    assert chosen_letters(output) == {"C"}
+    assert ANY["choice"](output, ["C"]) == 1.0
+    assert ANY["choice"](output, ["B"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "C is not correct.", "C is wrong.", "A correct answer needs thought.", "It is C major.", "It can be C or D.",
+        "Die Antwort ist nicht C.", "C ist falsch.", "La respuesta no es C.", "La réponse n'est pas C.",
+        "Ответ: не C", "答案不是C", "C不正确", "C不是正确答案", "정답은 C가 아니다", "정답은 C가 아닙니다",
+        "答えはCではない", "答えはCじゃない", "C is correct, D is correct", "Vitamin C is good for you",
+        "Is C the answer?",
+    ],
+)  # fmt: skip
+def test_choice_takes_no_denied_or_doubtful_letter(output):
+    assert ANY["choice"](output, ["C"]) == 0.0
+
+
+# what made earlier patterns quadratic or cubic, and what would do so in others: units of text to be repeated
+HOSTILE = [
+    "final ", "answer is ", "option ", "the correct answer is ", "答案是", "C, ", "C or ", "\\boxed{", "(", " ", "\n",
+    "a b\n", "9", "1 ", "1,", "1/", "1.", "$", "-", "\\frac{1", "<think>", "</think>", "<a", "#### ", "&quot;", "a ",
+    "C is the best ", "it is ", "ы ", "गी", "\u0301", "e9", "'", "1'000",
+]  # fmt: skip
+MEGABYTE = 1_000_000
+
+
+def seconds(name: str, unit: str, size: int) -> float:
+    start = time.perf_counter()
+    ANY[name](unit * (size // len(unit)), ["the answer B is 12"])
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_choice_reads_hostile_text_in_linear_time(unit):
+    # a cubic pattern took 7.7 s for a fifth of this, a quadratic one 30 s for this
+    assert seconds("choice", unit, MEGABYTE // 10) < 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METRICS)
+def test_a_megabyte_of_hostile_text_takes_seconds(name):
+    for unit in HOSTILE:
+        assert seconds(name, unit, MEGABYTE) < 20.0, unit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METRICS)
+def test_a_megabyte_against_a_megabyte_ends(name):
+    words = [f"w{number % 5000}" for number in range(MEGABYTE // 6)]
+    output, reference = " ".join(words), " ".join(reversed(words))
+    start = time.perf_counter()
+    ANY[name](output, [reference])
+    assert time.perf_counter() - start < 120  # rougeL 15 s; its table in rouge_score would take days
+
+
 def test_signatures_name_what_the_numbers_depend_on():
     import sacrebleu
 
     assert ANY["bleu1"].signature == (
-        f"bleu1|order:1|case:mixed|eff:yes|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+        f"bleu1|order:1|case:mixed|eff:yes|tok:auto|smooth:exp|version:{sacrebleu.__version__}"
     )
     theirs = sacrebleu.metrics.CHRF()
     theirs.corpus_score(["a"], [["a"]])
@@ -212,6 +499,7 @@ def test_signatures_name_what_the_numbers_depend_on():
         assert metric.name == name
         assert re.fullmatch(rf"{name}(\|[\w]+:[^|:]+)+", metric.signature)
         assert "version:" in metric.signature
+        assert all(earlier.startswith(f"{name}|") for earlier in metric.continues)
 
 
 def test_bleu_does_not_keep_every_line():
@@ -232,7 +520,10 @@ def test_a_metric_without_references_is_a_mistake_of_ours():
     ("name", "told"),
     [
         ("blue1", 'unknown metric "blue1": did you mean "bleu1"?'),
-        ("zzz", 'unknown metric "zzz": Known are bleu1, rouge1, rougeL, chrf, exact, choice, or your own'),
+        (
+            "zzz",
+            'unknown metric "zzz": Known are bleu1, rouge1, rougeL, chrf, exact, normalized, contains, number',
+        ),
         (":f", "write it as module:function"),
         ("nowhere_at_all:f", 'Python finds no module "nowhere_at_all". Add its folder to PYTHONPATH'),
         ("nowhere_at_all.deeper:f", 'Python finds no module "nowhere_at_all"'),
@@ -258,6 +549,7 @@ def test_unknown_metrics_are_told_with_a_cure(own_modules, name, told):
         ("infinite", "returned inf"),
         ("percent", "returned 52 for"),
         ("fails", "failed on 'out': KeyError: 'gone'"),
+        ("leaves", "failed on 'out': SystemExit: 3"),
     ],
 )
 def test_what_is_no_score_is_told_with_function_and_output(own_modules, function, told):
@@ -272,6 +564,11 @@ def test_own_metrics_score(own_modules):
     assert load_metric("own_metrics:truth")("a", ["b", "a"]) == 1.0
     assert load_metric("own_metrics:above")("a", ["a"]) == 1.0  # rounding noise is clamped
     assert load_metric("own_metrics:numpy_float")("a", ["a"]) == 0.25
+
+
+def test_what_an_own_metric_prints_goes_to_standard_error(own_modules, capsys):
+    assert load_metric("own_metrics:talks")("a", ["a"]) == 1.0
+    assert capsys.readouterr() == ("", "scoring a\n")
 
 
 def test_an_edited_function_has_another_signature(own_modules):
@@ -297,6 +594,8 @@ def nan(output, references): return float("nan")
 def infinite(output, references): return float("inf")
 def percent(output, references): return 52
 def fails(output, references): return {}["gone"]
+def leaves(output, references): raise SystemExit(3)
+def talks(output, references): print("scoring", output); return 1.0
 """
     )
     (tmp_path / "own_broken.py").write_text("1 / 0\n")

@@ -301,6 +301,31 @@ def test_settings_that_do_not_mix_are_refused(job: Job, options: list[str], was:
     assert len(job.rows()) == 10
 
 
+def test_a_state_goes_on_under_the_metric_that_follows_its_own(job: Job) -> None:
+    job.write(requests(15))
+    options = ["--metric", "rouge1"]
+    job.route(*options, "--limit", "5")
+
+    def write_signature(tokenizer: str) -> None:
+        db = sqlite3.connect(job.folder / "out.jsonl.state")
+        ((text,),) = db.execute("SELECT value FROM meta WHERE name = 'signature'").fetchall()
+        signature = json.loads(text)
+        signature["metric"] = re.sub(r"tok:[^|]+", f"tok:{tokenizer}", signature["metric"])
+        db.execute("UPDATE meta SET value = ? WHERE name = 'signature'", (json.dumps(signature),))
+        db.commit()
+        db.close()
+
+    write_signature("a-z0-9")  # of version 0.1: words of other scripts were none
+    job.route(*options, "--limit", "10")
+    assert "tok:auto" in job.query("SELECT value FROM meta WHERE name = 'signature'")[0][0]
+    write_signature("zh")
+    assert "tok:zh" in error_of(job.route(*options, status=1))
+    zoo = (job.folder / "zoo.toml").read_text()
+    (job.folder / "zoo.toml").write_text(zoo.replace("[sla]", '[sla]\ntokenizer = "zh"'))
+    job.route(*options)
+    assert len(job.rows()) == 15
+
+
 @pytest.mark.parametrize(
     ("before", "after", "was", "now"),
     [

@@ -18,6 +18,7 @@ import safetensors.numpy
 from messcli.calibration.file import Calibration
 from messcli.errors import StateError
 from messcli.files.requests import open_input
+from messcli.metrics import Metric
 from messcli.routing.controller import Controller, Event
 from messcli.routing.setup import Setup
 from messcli.routing.sla import Account, VirtualQueue
@@ -103,24 +104,24 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     return int(before) + total
 
 
-def check_signature(state: State, zoo: Zoo, metric: str, setup: Setup) -> None:
+def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> None:
     """Refuse to mix decisions that were made in different ways. Alpha, V and c may change, and others may not.
-
-    Args:
-        metric: its signature.
 
     Raises:
         StateError: naming the first thing that differs.
     """
     signature = {
         "zoo": zoo.signature(),
-        "metric": metric,
+        "metric": metric.signature,
         "policy": setup.policy,
         "predictor": "mean" if setup.policy == "random" else setup.predictor,
         "window": setup.window,
         "seed": setup.seed,
     }
     known = state.meta("signature")
+    if known is not None and known["metric"] in metric.continues:
+        known = {**known, "metric": metric.signature}
+        state.set_meta("signature", known)
     if known is None:
         state.set_meta("signature", signature)
     elif difference := _difference(known, signature):

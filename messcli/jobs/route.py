@@ -32,7 +32,7 @@ from messcli.jobs.resume import (
     terms_in_force,
 )
 from messcli.jobs.summary import Progress, Summary, Tally
-from messcli.metrics import Metric, load_metric
+from messcli.metrics import AUTO, Metric, load_metric
 from messcli.models.live import Live
 from messcli.records import ROW_FIELDS, Outcome, Rejected, Request, rejected_row, row_of
 from messcli.routing.controller import DEFAULT_PLAN, Controller
@@ -83,7 +83,7 @@ def run_job(
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
     _check(config)
     zoo = load_zoo(config.zoo)
-    metric = load_metric(config.promise.metric or zoo.metric or "bleu1")
+    metric = load_metric(config.promise.metric or zoo.metric or "bleu1", zoo.tokenizer or AUTO)
     alphas = _alphas(config, zoo)
     calibration = _calibration(config.running, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time
@@ -99,7 +99,7 @@ def run_job(
             source=config.input,
             count=count,
         )
-        check_signature(state, zoo, metric.signature, terms.setup)
+        check_signature(state, zoo, metric, terms.setup)
         controller = resume(state, terms, job.controller, zoo.names)
         state.open_output(config.output)
         for name, rows in state.unfinished_outputs():
