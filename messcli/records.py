@@ -29,6 +29,7 @@ ROW_FIELDS = (
     "meter",
 )
 _NO_RESULTS: Mapping[str, None] = dict.fromkeys(ROW_FIELDS)
+_AS_THEY_ARE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,36 +123,41 @@ def row_of(
     *,
     error: str | None = None,
     include_prompt: bool = False,
+    names: Mapping[str, str] = _AS_THEY_ARE,
 ) -> dict[str, Any]:
     """One output row: the id, the input's own fields, then ROW_FIELDS (null where not in `values`).
 
-    An input field that has the name of a column keeps its value as `input_<name>`. A request under a plan
-    has a column `plan`.
+    `names` calls columns otherwise. An input field that has the name of a column keeps its value as `input_<name>`,
+    with so many `input_` as make it a name of its own. A request under a plan has a column `plan`.
     """
-    row: dict[str, Any] = {"id": request.id}
-    if include_prompt:
-        row.update(request.given)
-    _pass_through(row, request.extra)
+    given = request.given if include_prompt else {}
+    own = {**given, **request.extra}
     if request.plan is not None:
-        row.setdefault("plan", request.plan)  # `--plan` named it
-    row.update(_NO_RESULTS)
-    row["model"] = model
-    row.update(values)
-    if error is not None:
-        row["error"] = error
-    return row
+        own.setdefault("plan", request.plan)  # `--plan` named it
+    return _row(request.id, own, {**_NO_RESULTS, "model": model, **values}, error, names)
 
 
-def rejected_row(rejected: Rejected) -> dict[str, Any]:
+def rejected_row(rejected: Rejected, names: Mapping[str, str] = _AS_THEY_ARE) -> dict[str, Any]:
     """The output row of a line that is no request: null results and `error`."""
-    row: dict[str, Any] = {"id": rejected.id}
-    _pass_through(row, rejected.extra)
-    row.update(_NO_RESULTS)
-    row["error"] = rejected.error
+    return _row(rejected.id, rejected.extra, _NO_RESULTS, rejected.error, names)
+
+
+def _row(
+    identity: str | int | None,
+    own: Mapping[str, Any],
+    values: Mapping[str, Any],
+    error: str | None,
+    names: Mapping[str, str],
+) -> dict[str, Any]:
+    ours = {names.get(name, name): value for name, value in values.items()}
+    taken = {"id", names.get("error", "error"), *ours}
+    row: dict[str, Any] = {"id": identity}
+    for name, value in own.items():
+        free = name
+        while free in taken or (free != name and free in own):
+            free = f"input_{free}"
+        row[free] = value
+    row.update(ours)
+    if error is not None:
+        row[names.get("error", "error")] = error
     return row
-
-
-def _pass_through(row: dict[str, Any], extra: Mapping[str, Any]) -> None:
-    for name, value in extra.items():
-        taken = name in ROW_FIELDS or name in ("id", "error")
-        row[f"input_{name}" if taken else name] = value

@@ -1,4 +1,4 @@
-"""What is chosen by name: metrics, predictors, policies, meters and backends, ours and those of installed packages.
+"""What is chosen by name: metrics, predictors, policies, meters, backends and input dialects, ours and packages'.
 
 A name of ours is one line below. An installed package adds names by entry points of the group `messcli.metrics`,
 `messcli.predictors`, and so on. Nothing is imported before `load`: the command line lists names at once.
@@ -100,6 +100,19 @@ def _entry_points(group: str) -> dict[str, EntryPoint]:
     """Of all installed packages, sorted by name. Reading their lists takes milliseconds: once is enough."""
     return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
 
+
+# Dialect (messcli/files/dialects/dialect.py); the first that takes a file's first line is guessed
+DIALECTS = Registry(
+    "dialect",
+    "messcli.dialects",
+    {
+        "jsonl": "messcli.files.dialects.dialect:JSONL",
+        "openai-batch": "messcli.files.dialects.openai_batch:OPENAI_BATCH",
+        "sharegpt": "messcli.files.dialects.sharegpt:SHAREGPT",
+        "alpaca": "messcli.files.dialects.alpaca:ALPACA",
+        "lm-eval": "messcli.files.dialects.lm_eval:LM_EVAL",
+    },
+)
 
 # () -> Metric (messcli/metrics/base.py); a function with a parameter `tokenizer` gets that of [sla]
 METRICS = Registry(

@@ -21,7 +21,7 @@ import pytest
 from messcli import api, errors
 from messcli.cli import main
 from messcli.records import ROW_FIELDS
-from messcli.registry import BACKENDS, METERS, METRICS, POLICIES, PREDICTORS
+from messcli.registry import BACKENDS, DIALECTS, METERS, METRICS, POLICIES, PREDICTORS
 from messcli.zoo import ModelSpec
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def test_every_option_has_the_variable_that_the_page_says() -> None:
 
 def test_every_registered_name_is_documented() -> None:
     everything = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
-    names = {*BACKENDS, *METERS, *POLICIES, *METRICS, *PREDICTORS}
+    names = {*BACKENDS, *DIALECTS, *METERS, *POLICIES, *METRICS, *PREDICTORS}
     assert [name for name in sorted(names) if f"`{name}`" not in everything] == []
 
 

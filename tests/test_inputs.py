@@ -116,23 +116,98 @@ def test_an_empty_input() -> None:
         ('{"messages": [{"role": "user"}]}', 'field "messages"[0]: expected'),
         ('{"messages": [{"role": "user", "content": ""}]}', 'field "messages": every content is empty'),
         ('{"messages": [{"role": "\\udfff", "content": "a"}]}', "half a surrogate pair"),
-        ('{"prompt": "a", "reference": 3}', 'field "reference": expected a string or a list of strings'),
         (
-            '{"prompt": "a", "reference": ["x", 3]}',
-            'field "reference": expected a string or a list of strings',
+            '{"prompt": "a", "reference": true}',
+            'field "reference": expected a string, a number or a list of them, found a boolean. Write it as a string',
         ),
-        ('{"prompt": "a", "reference": []}', 'field "reference" is empty'),
-        ('{"prompt": "a", "reference": ""}', 'field "reference" is empty'),
-        ('{"prompt": "a", "id": 1.5}', 'field "id": expected a string or an integer, found a number'),
-        ('{"prompt": "a", "id": true}', 'field "id": expected a string or an integer, found a boolean'),
-        ('{"prompt": "a", "id": {}}', 'field "id": expected a string or an integer, found an object'),
-        ('{"prompt": "a", "plan": 3}', 'field "plan": expected a string, found a number'),
+        (
+            '{"prompt": "a", "reference": {"text": ["b"]}}',
+            "Name what is in it: --reference-field reference.text",
+        ),
+        ('{"prompt": "a", "reference": ["b", []]}', "found a list. Write it as a string"),
+        (
+            '{"prompt": "a", "id": 5.0}',
+            'field "id": expected a string or a whole number, found a number. Write it as a string: "5.0"',
+        ),
+        ('{"prompt": "a", "id": true}', 'field "id": expected a string or a whole number, found a boolean'),
+        ('{"prompt": "a", "id": {}}', 'field "id": expected a string or a whole number, found an object'),
+        ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "--prompt-field messages"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}',
+            'field "messages"[0]: a part of the content is of type "image_url"',
+        ),
+        ('{"data": {"question": "a"}}', 'It has "data.question"; name one with --prompt-field'),
+        ('{"n": 1}', "--help lists what --format knows"),
     ],
 )
 def test_a_bad_line_is_told_with_file_line_and_field(line: bytes | str, expected: str) -> None:
     error = rejection(line)
     assert error.startswith("in.jsonl:1: ")
     assert expected in error
+
+
+@pytest.mark.parametrize(
+    ("written", "references"),
+    [
+        ('""', ()),
+        ("null", ()),
+        ("[]", ()),
+        ("4", ("4",)),
+        ("4.50", ("4.5",)),
+        ('[4, "four", " ", null]', ("4", "four")),
+        ('["a", "b"]', ("a", "b")),
+    ],
+)
+def test_a_reference_is_taken_for_what_it_plainly_means(written: str, references: tuple[str, ...]) -> None:
+    assert one(f'{{"prompt": "a", "reference": {written}}}').references == references
+
+
+def test_parts_of_type_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = one(json.dumps({"messages": [{"role": "user", "content": parts}]}))
+    assert request.prompt == "a\nb"
+    assert request.messages == ({"role": "user", "content": "a\nb"},)
+
+
+def test_names_may_lead_into_objects() -> None:
+    line = {"data": {"question": "a", "answers": {"text": ["b", "c"]}}, "meta": [{"key": 7}]}
+    request = one(json.dumps(line), prompt="data.question", reference="data.answers.text", id="meta.0.key")
+    assert (request.id, request.prompt, request.references) == (7, "a", ("b", "c"))
+    assert request.extra == line  # what a name leads into passes through whole
+    assert one('{"data.question": "a", "data": {"question": "b"}}', prompt="data.question").prompt == "a"
+
+
+def test_a_chat_can_be_the_prompt() -> None:
+    line = {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}
+    assert one(json.dumps(line), prompt="messages").prompt == "b"
+    assert one(json.dumps({"chat": line["messages"]}), prompt="chat").messages is not None
+
+
+def test_files_that_are_no_lines_are_told_as_what_they_are(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    for data, expected in (
+        (json.dumps(rows).encode(), r"is a JSON array.*jq -c '\.\[\]'"),
+        (json.dumps(rows, indent=2).encode(), r"is a JSON array.*jq -c '\.\[\]'"),
+        (json.dumps(rows[0], indent=2).encode(), r"take several lines each.*jq -c \."),
+        (json.dumps(rows[0]).encode("utf-16"), r"is UTF-16\. .*iconv -f UTF-16"),
+    ):
+        (tmp_path / "in.jsonl").write_bytes(data)
+        with (
+            pytest.raises(InputError, match=expected),
+            open_input(str(tmp_path / "in.jsonl")) as handle,
+        ):
+            list(read_requests(handle, "in.jsonl"))
+
+
+def test_what_is_packed_is_read_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(gzip.compress(GOOD + b"\n"))
+    with open_input(str(tmp_path / "in.jsonl")) as handle:
+        assert [line.prompt for line in read_requests(handle, "in.jsonl") if isinstance(line, Request)] == [
+            "a"
+        ]
+    assert count_lines(str(tmp_path / "in.jsonl")) == 1
+    with pytest.raises(InputError, match=r"is gzip.*gunzip -c"):  # a pipe can't be looked into first
+        read(gzip.compress(GOOD + b"\n"))
 
 
 def test_a_repeated_id_is_rejected_and_says_where_it_was() -> None:
@@ -197,7 +272,11 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
 
 @given(st.binary(max_size=400))
 def test_any_bytes(data: bytes) -> None:
-    lines = read(data)
+    try:
+        lines = read(data)
+    except InputError:  # another kind of file, by its first line
+        assert re.match(rb"\s*(\[|\{\s*\n|\x1f\x8b|PAR1|\xff\xfe|\xfe\xff)", data)
+        return
     assert len(lines) == sum(1 for line in data.split(b"\n") if line.rstrip())
     assert len({line.key for line in lines}) == len(lines)
 
@@ -213,6 +292,10 @@ FIELD = st.sampled_from(["id", "prompt", "reference", "messages", "plan", "x"])
 @given(st.lists(st.dictionaries(FIELD, JSON, max_size=5) | JSON, max_size=8), st.sampled_from(["\n", "\r\n"]))
 def test_any_json(values: list[object], end: str) -> None:
     data = "".join(json.dumps(value) + end for value in values)
+    if values and isinstance(values[0], list) and values[0] and isinstance(values[0][0], dict):
+        with pytest.raises(InputError, match="is a JSON array"):
+            read(data)
+        return
     lines = read(data)
     assert [line.line for line in lines] == list(range(1, len(values) + 1))
     assert len({line.key for line in lines}) == len(lines)

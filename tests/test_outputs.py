@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from messcli.errors import MessError, UsageError
 from messcli.files.sinks import GzipSink, open_sink
+from messcli.records import ROW_FIELDS, Rejected, Request, rejected_row, row_of
 
 
 def test_rows_are_in_the_file_when_write_returns(tmp_path: Path) -> None:
@@ -94,3 +95,40 @@ def test_gzip_members_do_not_depend_on_how_rows_arrive(
     sink.finish()
     sink.close()
     assert whole.read_bytes() == path.read_bytes()
+
+
+# ---- an input's own fields ------------------------------------------------------------------------
+
+FIELD = st.sampled_from(
+    ["output", "input_output", "input_input_output", "error", "plan", "model", "mine", "answer"]
+)
+
+
+@given(
+    st.dictionaries(FIELD, st.integers()),
+    st.dictionaries(st.sampled_from(["output", "model"]), st.sampled_from(["answer", "served"]), max_size=1),
+    st.booleans(),
+)
+def test_every_value_of_the_input_survives(own: dict[str, int], names: dict[str, str], failed: bool) -> None:
+    row = row_of(
+        Request("a", "p", extra=own), "m", {"output": "text"}, error="why" if failed else None, names=names
+    )
+    columns = [names.get(name, name) for name in ROW_FIELDS]
+    assert [name for name in row if name in columns] == columns
+    assert (row[names.get("output", "output")], row[names.get("model", "model")]) == ("text", "m")
+    kept = {name: value for name, value in row.items() if name not in {*columns, "id"}}
+    if failed:
+        assert kept.pop("error") == "why"
+    assert sorted(kept.values()) == sorted(own.values())
+    for name, value in own.items():
+        assert value in [kept.get("input_" * times + name) for times in range(5)]
+    rejected = rejected_row(Rejected("a", "why", own), names)
+    assert sorted(value for name, value in rejected.items() if isinstance(value, int)) == sorted(own.values())
+
+
+def test_a_field_that_is_not_taken_keeps_its_name() -> None:
+    own = {"output": "gold", "input_output": "second"}
+    row = row_of(Request("a", "p", extra=own), "m", {"output": "text"})
+    assert (row["output"], row["input_output"], row["input_input_output"]) == ("text", "second", "gold")
+    renamed = row_of(Request("a", "p", extra=own), "m", {"output": "text"}, names={"output": "answer"})
+    assert (renamed["answer"], renamed["output"], renamed["input_output"]) == ("text", "gold", "second")

@@ -87,6 +87,7 @@ class CalibrateConfig:
     budget_seconds: float | None = None
     fresh: bool = False
     seed: int = 0
+    format: str | None = None  # of the prompts; None: guessed from the first line
     input_fields: InputFields = field(default_factory=InputFields)
 
 
@@ -241,7 +242,7 @@ def _read_prompts(config: CalibrateConfig, tell: Callable[[str], None]) -> list[
         return []
     requests, rejected = [], 0
     with open_input(config.prompts) as handle:
-        for line in read_requests(handle, config.prompts, config.input_fields):
+        for line in read_requests(handle, config.prompts, config.input_fields, config.format):
             if isinstance(line, Rejected):
                 rejected += 1
                 continue

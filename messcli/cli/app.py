@@ -20,7 +20,7 @@ import click.shell_completion
 
 from messcli import __version__
 from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_SIGINT, EXIT_SLA_MISSED, Interrupted, MessError
-from messcli.registry import METERS, METRICS, POLICIES, PREDICTORS, Registry
+from messcli.registry import DIALECTS, METERS, METRICS, POLICIES, PREDICTORS, Registry
 
 if TYPE_CHECKING:
     from messcli.calibration import CalibrateProgress
@@ -102,6 +102,14 @@ def _numbers(
         return number
 
     return read
+
+
+def _renames(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str]:
+    """Reads new names with commas between them, such as output=answer,model=served: a click callback."""
+    pairs = [part.split("=") for part in value.split(",")] if value else []
+    if not all(len(pair) == 2 and all(name.strip() for name in pair) for pair in pairs):
+        raise click.BadParameter(f"{value!r}: write it as output=answer,model=served")
+    return {old.strip(): new.strip() for old, new in pairs}
 
 
 def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -305,6 +313,12 @@ class _Option(click.Option):
     "--address", metavar="HOST:PORT", help="The Ray cluster. Default: $RAY_ADDRESS, else this machine."
 )
 @click.option(
+    "--format",
+    type=_Name(DIALECTS),
+    help="What the input is written in; guessed from its first line and said. "
+    "Given, openai-batch is the output's format too.",
+)
+@click.option(
     "--prompt-field",
     "prompt",
     default="prompt",
@@ -321,6 +335,15 @@ class _Option(click.Option):
     help="... for the reference.",
 )
 @click.option("--id-field", "id", default="id", show_default=True, metavar="NAME", help="... for the id.")
+@click.option(
+    "--plan-field", "plan_field", default="plan", show_default=True, metavar="NAME", help="... for the plan."
+)
+@click.option(
+    "--rename",
+    callback=_renames,
+    metavar="A=B,...",
+    help="Call our column A by the name B, where the input has a field A of its own.",
+)
 @click.option("--include-prompt", is_flag=True, help="Copy prompt and reference to the rows.")
 @click.option("--fields", "columns", metavar="A,B,...", help="Only these columns.")
 @click.option(
@@ -360,7 +383,7 @@ def route(columns: str | None, check_sla: bool, quiet: bool, **options: Any) -> 
 @_with_options_of(
     route,
     "output", "zoo", "metric", "window", "limit", "state", "wait_seconds", "on_error", "meter", "calibration",
-    "no_calibration", "batch_size", "preload", "max_loaded", "engine", "address", "prompt", "reference",
+    "no_calibration", "batch_size", "preload", "max_loaded", "engine", "address", "format", "prompt", "reference",
     "id", "quiet",
 )  # fmt: skip
 @main.command(short_help="Ask every model everything: an outcomes table for `simulate`.")
@@ -388,7 +411,9 @@ def record(quiet: bool, **options: Any) -> None:
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 
-@_with_options_of(route, "zoo", "meter", "batch_size", "window", "prompt", "reference", "id", "quiet")
+@_with_options_of(
+    route, "zoo", "meter", "batch_size", "window", "format", "prompt", "reference", "id", "quiet"
+)
 @main.command(short_help="Measure what each model costs, by prompt and output length.")
 @click.argument("prompts", required=False, metavar="[PROMPTS]")
 @click.option(

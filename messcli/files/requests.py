@@ -6,23 +6,27 @@ however long the input is: which ids were seen is kept in a private temporary da
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
 import json
 import math
+import re
 import sqlite3
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import jsonlines
 
 from messcli.errors import InputError
+from messcli.files.dialects import OWN, Dialect, guess, load_dialect
+from messcli.files.parquet import parquet_lines, parquet_rows
 from messcli.records import Rejected, Request
 
 STDIN = "-"
@@ -32,11 +36,12 @@ _DEEPEST = 100  # levels of nesting; Python's own limit depends on its version a
 
 @dataclass(frozen=True, slots=True)
 class InputFields:
-    """What the input calls its fields (`--prompt-field`, `--reference-field`, `--id-field`)."""
+    """What the input calls its fields (`--prompt-field` and so on). A dot leads into an object: data.question."""
 
     prompt: str = "prompt"
     reference: str = "reference"
     id: str = "id"
+    plan_field: str = "plan"
 
 
 @contextmanager
@@ -60,12 +65,25 @@ def open_input(path: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from None
     with handle:
-        if path.endswith(".gz"):
-            yield gzip.GzipFile(fileobj=handle)  # type: ignore[misc]  # reads as IO[bytes], isn't declared so
-        elif path.endswith(".zst"):
-            yield _zstd(handle, path)
-        else:
-            yield handle
+        yield _unpacked(handle, path)
+
+
+def _unpacked(handle: IO[bytes], path: str) -> IO[bytes]:
+    """The lines in a file, told by its first bytes rather than by its name."""
+    try:
+        head = handle.read(4)
+        handle.seek(0)
+    except OSError:  # a pipe: its name is all there is to go by
+        head = b""
+    if head.startswith(b"\x1f\x8b") or path.endswith(".gz"):
+        return gzip.GzipFile(fileobj=handle)  # type: ignore[return-value]  # reads as IO[bytes], isn't declared so
+    if head == b"\x28\xb5\x2f\xfd" or path.endswith(".zst"):
+        return _zstd(handle, path)
+    if head == b"PAR1":
+        return parquet_lines(handle, path)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8 {path} > lines.jsonl")
+    return handle
 
 
 def _zstd(handle: IO[bytes], path: str) -> IO[bytes]:
@@ -96,6 +114,8 @@ def count_lines(path: str) -> int | None:
     """How many non-empty lines a file has; None where it can be read only once (a pipe) or is damaged."""
     if path == STDIN or not Path(path).is_file():
         return None
+    if (rows := parquet_rows(path)) is not None:
+        return rows
     try:
         with open_input(path) as handle:
             return sum(1 for line in _Lines(handle, path) if line.rstrip())
@@ -181,21 +201,30 @@ class _Lines:
 
 
 def read_requests(
-    handle: IO[bytes], source: str, fields: InputFields | None = None
+    handle: IO[bytes],
+    source: str,
+    fields: InputFields | None = None,
+    dialect: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Request | Rejected]:
     """Yield what each non-empty line of `handle` is: a request, or why it is none.
 
     Requests without an id get one derived from their content and from which occurrence of it they are.
-    A second line with the same id is rejected. `source` names the input in messages.
+    A second line with the same id is rejected.
+
+    Args:
+        source: names the input in messages.
+        dialect: what the lines are written in; None: guessed from the first one, unless `fields` are named.
+        tell: takes a line for the user that says what was guessed.
 
     Raises:
-        InputError: the handle can't be read on (a damaged archive).
+        InputError: the handle can't be read on (a damaged archive), or its content is no lines at all.
     """
-    fields = fields or InputFields()
     name = "standard input" if source == STDIN else source
+    named = fields is not None and replace(fields, plan_field="plan") != InputFields()
+    parser = _Parser(name, fields or InputFields(), OWN if named and dialect is None else dialect, tell)
     lines = _Lines(handle, name)
     reader = jsonlines.Reader(lines, loads=_loads)
-    occurrences = Occurrences()
     try:
         while True:
             try:
@@ -204,12 +233,30 @@ def read_requests(
                 return
             except jsonlines.InvalidLineError as error:
                 raw = error.line if isinstance(error.line, bytes) else error.line.encode("utf-8", "replace")
-                what = _why_invalid(error.__cause__, lines)
-                yield _reject(occurrences, lines.number, f"{name}:{lines.number}: {what}", content=raw)
+                if lines.number == 1:
+                    _refuse_other_files(raw if lines.ended else raw + b"...", name)
+                yield parser.invalid(raw, _why_invalid(error.__cause__, lines), lines.number)
                 continue
-            yield _parse(value, name, lines.number, fields, occurrences)
+            if isinstance(value, list) and lines.number == 1 and isinstance(next(iter(value), None), dict):
+                _refuse_other_files(b"[{", name)
+            yield parser.parse(value, lines.number)
     finally:
-        occurrences.close()
+        parser.close()
+
+
+def _refuse_other_files(first: bytes, name: str) -> None:
+    """Raise InputError where the first line shows that the file is no JSON lines at all."""
+    first = first.strip()
+    if re.match(rb"\[\s*(\{|$)", first):
+        raise InputError(f"{name}: is a JSON array, not a line per request. Make lines: jq -c '.[]' {name}")
+    if first == b"{":
+        raise InputError(f"{name}: its objects take several lines each. Make it a line each: jq -c . {name}")
+    if first.startswith(b"\x1f\x8b"):
+        raise InputError(f"{name}: is gzip. Unpack it on the way: gunzip -c | messcli ... -")
+    if first.startswith(b"PAR1"):
+        raise InputError(f"{name}: is Parquet, which can't be read from a pipe. Name the file")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{name}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8")
 
 
 def _why_invalid(cause: BaseException | None, lines: _Lines) -> str:
@@ -226,26 +273,100 @@ class _Invalid(Exception):  # never leaves this module: it carries the message o
     pass
 
 
+class _Parser:
+    """Makes requests of one input's values, one after another."""
+
+    def __init__(
+        self, name: str, fields: InputFields, dialect: str | None, tell: Callable[[str], None]
+    ) -> None:
+        self._name = name
+        self._fields = fields
+        self._dialect: Dialect | None = None if dialect is None else load_dialect(dialect)
+        self._tell = tell
+        self._occurrences = Occurrences()
+
+    def invalid(self, raw: bytes, what: str, line: int) -> Rejected:
+        """A line that holds no JSON value."""
+        return _reject(self._occurrences, line, f"{self._name}:{line}: {what}", content=raw)
+
+    def parse(self, value: Any, line: int) -> Request | Rejected:
+        """A line that holds one."""
+        where = f"{self._name}:{line}"
+        if not isinstance(value, dict):
+            kind = _JSON_NAMES.get(type(value), "value")
+            example = f'{{"{self._fields.prompt}": "..."}}'
+            message = f"{where}: expected an object such as {example}, found a {kind}"
+            return _reject(self._occurrences, line, message, content=_canonical(value))
+        if self._dialect is None:
+            self._dialect = self._guessed(value)
+        fields, given = self._fields, value
+        if self._dialect is not _OWN_DIALECT:
+            fields = InputFields(plan_field=fields.plan_field)
+            try:
+                given = dict(self._dialect.read(value))
+            except ValueError as error:
+                return _reject(
+                    self._occurrences, line, f"{where}: {error}", _id_of(value), {}, _canonical(value)
+                )
+        return _parse(given, self._name, line, fields, self._occurrences)
+
+    def _guessed(self, first: Mapping[str, Any]) -> Dialect:
+        if _at(first, self._fields.prompt) is not None or "messages" in first:
+            return _OWN_DIALECT
+        name = guess(first)
+        if name != OWN:
+            title = load_dialect(name).title
+            self._tell(f"input: {self._name} holds {title} (--format {name}, guessed from its first line)")
+        return load_dialect(name)
+
+    def close(self) -> None:
+        """Let go of the ids that were seen."""
+        self._occurrences.close()
+
+
+_OWN_DIALECT = load_dialect(OWN)
+
+
+def _id_of(value: Mapping[str, Any]) -> str | int | None:
+    found = value.get("id", value.get("custom_id"))
+    return found if isinstance(found, str | int) and not isinstance(found, bool) else None
+
+
+def _at(value: Any, name: str) -> Any:
+    """The field called `name`, or where its dots lead: into objects, and by number into lists. None: not there."""
+    if isinstance(value, dict) and name in value:
+        return value[name]
+    head, dot, rest = name.partition(".")
+    inner = value.get(head) if isinstance(value, dict) and dot else None
+    if (
+        isinstance(value, list)
+        and head.isascii()
+        and head.isdecimal()
+        and len(head) < 10
+        and int(head) < len(value)
+    ):
+        inner = value[int(head)]
+    return _at(inner, rest) if dot else inner
+
+
 def _parse(
-    value: Any, name: str, line: int, fields: InputFields, occurrences: Occurrences
+    value: dict[str, Any], name: str, line: int, fields: InputFields, occurrences: Occurrences
 ) -> Request | Rejected:
     where = f"{name}:{line}"
-    if not isinstance(value, dict):
-        kind = _JSON_NAMES.get(type(value), "value")
-        message = f'{where}: expected an object such as {{"{fields.prompt}": "..."}}, found a {kind}'
-        return _reject(occurrences, line, message, content=_canonical(value))
     known = {fields.id, fields.prompt, fields.reference, "messages"}
     extra = {key: item for key, item in value.items() if key not in known}
-    given_id = value.get(fields.id)
+    given_id = _at(value, fields.id)
     usable_id = given_id if isinstance(given_id, str | int) and not isinstance(given_id, bool) else None
     try:
         if given_id is not None and usable_id is None:
-            raise _Invalid(f'field "{fields.id}": expected a string or an integer, found {_named(given_id)}')
+            raise _Invalid(
+                f'field "{fields.id}": expected a string or a whole number, found {_named(given_id)}. '
+                f"Write it as a string{_quoted(given_id)}"
+            )
+        if isinstance(usable_id, str):
+            _encodable(usable_id, fields.id)
         prompt, messages = _prompt_of(value, fields)
         references = _references_of(value, fields)
-        plan = value.get("plan")
-        if plan is not None and not isinstance(plan, str):
-            raise _Invalid(f'field "plan": expected a string, found {_named(plan)}')
     except _Invalid as error:
         return _reject(occurrences, line, f"{where}: {error}", usable_id, extra, _canonical(value))
     digest = _hash(b"[%b, %b]" % (_canonical(prompt), _canonical(messages)))
@@ -262,7 +383,8 @@ def _parse(
             )
             return _reject(occurrences, line, message, usable_id, extra, _canonical(value))
     names = (fields.prompt, "messages", fields.reference)
-    given = {key: value[key] for key in names if value.get(key) is not None}
+    given = {key: item for key in names if (item := _at(value, key)) is not None}
+    plan = _at(value, fields.plan_field)
     return Request(
         usable_id,
         prompt,
@@ -270,7 +392,7 @@ def _parse(
         references,
         extra,
         given,
-        plan,
+        plan if plan is None or isinstance(plan, str) else json.dumps(plan),  # no plan of a zoo is called so
         line=line,
         key=key,
         digest=digest,
@@ -281,18 +403,19 @@ def _parse(
 def _prompt_of(
     value: Mapping[str, Any], fields: InputFields
 ) -> tuple[str, tuple[Mapping[str, str], ...] | None]:
-    prompt, messages = value.get(fields.prompt), value.get("messages")
+    prompt = _at(value, fields.prompt)
+    messages = None if fields.prompt == "messages" else value.get("messages")
     if prompt is not None and messages is not None:
-        raise _Invalid(f'has both "{fields.prompt}" and "messages". Keep one of them')
-    if messages is not None:
-        return _chat_of(messages)
-    if prompt is None:
-        hint = (
-            f". It has {', '.join(map(json.dumps, list(value)[:6]))}; name one with --prompt-field"
-            if value
-            else ""
+        raise _Invalid(
+            f'has both "{fields.prompt}" and "messages". Keep one of them, or take the chat with '
+            "--prompt-field messages"
         )
-        raise _Invalid(f'field "{fields.prompt}" is missing{hint}')
+    if messages is not None:
+        return _chat_of(messages, "messages")
+    if isinstance(prompt, list):
+        return _chat_of(prompt, fields.prompt)
+    if prompt is None:
+        raise _Invalid(f'field "{fields.prompt}" is missing{_hint(value)}')
     if not isinstance(prompt, str):
         raise _Invalid(f'field "{fields.prompt}": expected a string, found {_named(prompt)}')
     if not prompt.strip():
@@ -300,38 +423,80 @@ def _prompt_of(
     return _encodable(prompt, fields.prompt), None
 
 
-def _chat_of(messages: Any) -> tuple[str, tuple[Mapping[str, str], ...]]:
+def _hint(value: Mapping[str, Any]) -> str:
+    """What could be meant by the prompt, for an object that has none: its texts, also those inside objects."""
+    texts = [name for name, item in value.items() if isinstance(item, str | list)]
+    texts += [
+        f"{name}.{inner}"
+        for name, item in value.items()
+        if isinstance(item, dict)
+        for inner, one in item.items()
+        if isinstance(one, str | list)
+    ]
+    if not texts:
+        return ". Requests of another program? --help lists what --format knows"
+    return f". It has {', '.join(map(json.dumps, texts[:6]))}; name one with --prompt-field"
+
+
+def _chat_of(messages: Any, name: str) -> tuple[str, tuple[Mapping[str, str], ...]]:
     if not isinstance(messages, list) or not messages:
-        raise _Invalid('field "messages": expected a non-empty list of {"role", "content"} objects')
-    for index, message in enumerate(messages):
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
-            raise _Invalid(
-                f'field "messages"[{index}]: expected {{"role": "...", "content": "..."}} with strings'
-            )
-    text = "\n".join(message["content"] for message in messages)
+        raise _Invalid(f'field "{name}": expected a non-empty list of {{"role", "content"}} objects')
+    chat = tuple(_message_of(message, f'field "{name}"[{index}]') for index, message in enumerate(messages))
+    text = "\n".join(message["content"] for message in chat)
     if not text.strip():
-        raise _Invalid('field "messages": every content is empty')
-    for message in messages:
-        _encodable(message["role"], "messages")
-    return _encodable(text, "messages"), tuple(messages)
+        raise _Invalid(f'field "{name}": every content is empty')
+    for message in chat:
+        _encodable(message["role"], name)
+    return _encodable(text, name), chat
+
+
+def _message_of(message: Any, where: str) -> Mapping[str, str]:
+    """A message whose content is one text: parts of type text are joined, as servers join them."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise _Invalid(f'{where}: expected {{"role": "...", "content": "..."}} with strings')
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if (
+                not isinstance(part, dict)
+                or part.get("type") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                kind = part.get("type") if isinstance(part, dict) else None
+                found = f'of type "{kind}"' if isinstance(kind, str) else "without a type"
+                raise _Invalid(
+                    f"{where}: a part of the content is {found}. The zoo's models read parts of type text"
+                )
+        return {**message, "content": "\n".join(part["text"] for part in content)}
+    if not isinstance(content, str):
+        raise _Invalid(f'{where}: expected {{"role": "...", "content": "..."}} with strings')
+    return message
 
 
 def _references_of(value: Mapping[str, Any], fields: InputFields) -> tuple[str, ...]:
-    references = value.get(fields.reference)
-    if references is None:
-        return ()
-    if isinstance(references, str):
-        references = [references]
-    if not isinstance(references, list) or not all(isinstance(item, str) for item in references):
-        found = _named(references)
-        raise _Invalid(f'field "{fields.reference}": expected a string or a list of strings, found {found}')
-    if not references or not all(item.strip() for item in references):
-        raise _Invalid(f'field "{fields.reference}" is empty. Leave it out where there is none')
-    return tuple(_encodable(item, fields.reference) for item in references)
+    """Texts; a number counts as its text, and what is empty or null as not there."""
+    found = _at(value, fields.reference)
+    references = found if isinstance(found, list) else [found]
+    texts = []
+    for item in references:
+        if isinstance(item, bool) or not (item is None or isinstance(item, str | int | float)):
+            inside = f"{fields.reference}.{next(iter(item))}" if isinstance(item, dict) and item else None
+            raise _Invalid(
+                f'field "{fields.reference}": expected a string, a number or a list of them, found {_named(item)}. '
+                + (
+                    "Write it as a string"
+                    if inside is None
+                    else f"Name what is in it: --reference-field {inside}"
+                )
+            )
+        text = "" if item is None else item if isinstance(item, str) else json.dumps(item)
+        if text.strip():
+            texts.append(_encodable(text, fields.reference))
+    return tuple(texts)
+
+
+def _quoted(value: Any) -> str:
+    return f': "{json.dumps(value)}"' if isinstance(value, int | float) else ""
 
 
 def _encodable(text: str, field: str) -> str:

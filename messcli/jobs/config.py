@@ -82,6 +82,7 @@ class Keeping:
 class Reading:
     """How the input is read."""
 
+    format: str | None = None  # the dialect; None: guessed from the first line
     limit: int | None = None  # lines
     on_error: str = "skip"
     fields: InputFields = field(default_factory=InputFields)
@@ -93,6 +94,7 @@ class Writing:
 
     include_prompt: bool = False
     columns: tuple[str, ...] = ()  # empty: all
+    rename: Mapping[str, str] = field(default_factory=dict)  # our name of a column -> the one to write
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from typing import Any
 from messcli.calibration.file import Calibration, find_calibration
 from messcli.energy.meter import check_choice
 from messcli.errors import InputError, MessError, MeterError, UsageError
+from messcli.files.dialects import load_dialect
 from messcli.files.requests import count_lines, open_input, read_requests
 from messcli.files.sinks import STDOUT
-from messcli.jobs.config import LOCAL, RouteConfig, Running
+from messcli.jobs.config import LOCAL, RouteConfig, Running, Writing
 from messcli.jobs.fleet import open_live
 from messcli.jobs.resume import (
     CreateController,
@@ -70,7 +71,10 @@ def route(
     Raises:
         MessError: with what the user can do; all finished windows are kept.
     """
-    job = Job(create_controller, partial(_route_row, include_prompt=config.writing.include_prompt))
+    make = partial(_route_row, writing=config.writing)
+    write = None if config.reading.format is None else load_dialect(config.reading.format).write
+    row = make if write is None else lambda line, names: write(make(line, names))
+    job = Job(create_controller, row)
     return run_job(config, job, on_progress, tell)
 
 
@@ -106,7 +110,8 @@ def run_job(
             tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")
         total = count() if on_progress else None
         handle = stack.enter_context(open_input(config.input))
-        feed = _Feed(read_requests(handle, config.input, config.reading.fields), config, alphas, state, stop)
+        lines = read_requests(handle, config.input, config.reading.fields, config.reading.format, tell)
+        feed = _Feed(lines, config, alphas, state, stop)
         source = stack.enter_context(_LazySource(config.running, zoo, metric, calibration, tell))
         if config.running.preload:
             source.open().load()
@@ -161,6 +166,17 @@ def _check(config: RouteConfig) -> None:
         raise UsageError(
             f"--fields {','.join(config.writing.columns)}: a name is empty. Columns are id, {', '.join(ROW_FIELDS)}"
         )
+    written = config.reading.format is not None and load_dialect(config.reading.format).write is not None
+    if written and config.writing != Writing():
+        raise UsageError(
+            f"--format {config.reading.format} writes rows of its own shape: leave out --fields, --rename and "
+            "--include-prompt, or let the format be guessed"
+        )
+    for name, new in config.writing.rename.items():
+        if name not in (*ROW_FIELDS, "error"):
+            raise UsageError(
+                f"--rename {name}={new}: no column {name}. Columns are {', '.join(ROW_FIELDS)}, error"
+            )
     if config.output != STDOUT and Path(config.input).resolve() == Path(config.output).resolve():
         raise UsageError(
             f"{config.output}: is both the output and the input. Give the rows a file of their own"
@@ -272,6 +288,8 @@ class _Feed:
             return self._unless_done(line.reject(why))
         if line.plan is None and self._plan is not None:
             line = replace(line, plan=self._plan)
+        if self._alphas.keys() == {DEFAULT_PLAN}:  # no plans: a field of that name is the user's own
+            return replace(line, plan=None)
         plan = DEFAULT_PLAN if line.plan is None else line.plan
         if plan not in self._alphas:
             names = ", ".join(sorted(name for name in self._alphas if name)) or "none"
@@ -442,9 +460,10 @@ def _as_energy(overhead: Mapping[str, float]) -> dict[tuple[str, str, str], tupl
     return {("", "overhead", meter): (joules, 0) for meter, joules in overhead.items()}
 
 
-def _route_row(line: Settled | Rejected, names: Sequence[str], *, include_prompt: bool) -> dict[str, Any]:
+def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writing) -> dict[str, Any]:
     if isinstance(line, Rejected):
-        return rejected_row(line)
+        return rejected_row(line, writing.rename)
+    include_prompt = writing.include_prompt or not line.request.given.keys().isdisjoint(writing.columns)
     decision, served = line.decision, line.served
     values: dict[str, Any] = {
         "explored": decision.explored,
@@ -453,7 +472,9 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, include_prompt
     }
     if served is None:
         error = line.outcomes[decision.model].error
-        return row_of(line.request, None, values, error=error, include_prompt=include_prompt)
+        return row_of(
+            line.request, None, values, error=error, include_prompt=include_prompt, names=writing.rename
+        )
     outcome = line.outcomes[served]
     values.update(
         output=outcome.output,
@@ -466,7 +487,7 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, include_prompt
         estimated_accuracy=_of_model(decision.estimates, served),
         joules_predicted=_of_model(decision.joules_predicted, served),
     )
-    return row_of(line.request, names[served], values, include_prompt=include_prompt)
+    return row_of(line.request, names[served], values, include_prompt=include_prompt, names=writing.rename)
 
 
 def _of_model(values: Sequence[float] | None, m: int | None) -> float | None:
