@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ from click.testing import CliRunner
 from messcli.cli import main
 from messcli.energy.load import CostModel, StepPoint, fitted
 from messcli.errors import EnginesError, OutcomesError, UsageError
-from messcli.simulation.engines import Asked, engines_of, in_one_go, play
+from messcli.routing.setup import Setup
+from messcli.simulation import SimulateConfig, simulate
+from messcli.simulation.advice import advise
+from messcli.simulation.engines import Asked, at_full_load, engines_of, in_one_go, play
+from messcli.simulation.results import lines
 from messcli.simulation.table import read_table
 
 NAMES = ("small", "medium", "large")
@@ -307,6 +312,47 @@ def test_a_trace_is_of_one_run(table_path: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["simulate", str(table_path), "--alpha", "0.7", "--engine", "a=b"])
     assert result.exit_code == 2
     assert "Give --engines FILE too" in result.output
+
+
+def test_advice_is_what_takes_least_in_load(table_path: Path, tmp_path: Path) -> None:
+    path = engines_file(tmp_path, *(entry(name, 3.0**n) for n, name in enumerate(NAMES)))
+    options = [
+        "--alpha",
+        0.6,
+        "--best",
+        "--order-seeds",
+        2,
+        "--predictor",
+        "mean",
+        "--c",
+        "0.1,3",
+        "--v",
+        "0.01,0.1",
+    ]
+    text = run(table_path, *options, "--engines", path, "--window", 16)
+    assert "engines: small = small,H100" in text
+    assert "J per request: " in text
+    assert "of the blind mix, both in one go" in text
+    table = read_table(str(table_path))
+    engines = engines_of(table, path, {})
+    table = at_full_load(table, engines)
+    config = SimulateConfig(
+        (0.6,), v=(0.01, 0.1), c=(0.1, 3.0), orders=2, setup=Setup(predictor="mean", window=16)
+    )
+    (advice,) = advise(table, config, engines=engines)
+    everything = lines(simulate(table, replace(config, policies=("mess+",)), engines=engines))
+    good = [line for line in everything if line.meets == 2]
+    assert advice.chosen is not None
+    assert advice.chosen.in_load == min((line.in_load for line in good), key=lambda load: load.joules)  # type: ignore[union-attr]
+    # windows of 16 starve engines, whatever the length: one model alone takes less
+    assert advice.lengths is not None
+    assert advice.lengths.enough is None
+    assert "too short to route: with all 150 requests it takes" in text
+    assert f"Use {advice.lengths.model}" in text
+    refused = CliRunner().invoke(
+        main, ["simulate", str(table_path), "--alpha", "0.6", "--best", "--trace", str(tmp_path / "t")]
+    )
+    assert refused.exit_code == 2
 
 
 def test_without_engines_nothing_changes(table_path: Path, tmp_path: Path) -> None:

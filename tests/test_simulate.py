@@ -22,7 +22,7 @@ from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import steps
 from messcli.routing.setup import Setup, create_controller
 from messcli.simulation import SimulateConfig, simulate
-from messcli.simulation.advice import advice_lines, advise
+from messcli.simulation.advice import Lengths, advice_lines, advise
 from messcli.simulation.hindsight import cheapest_assignment, oracle, static_mix
 from messcli.simulation.results import lines
 from messcli.simulation.runs import Task, alphas_at, each, run_task
@@ -227,6 +227,43 @@ def test_advice_is_the_cheapest_setting_that_keeps_the_promise():
     text = "\n".join(advice_lines(table, easy))
     assert "orders not used for choosing" in text
     assert f"messcli route --alpha 0.66 --v {easy.chosen.v:g} --c 0.3" in text
+
+
+@pytest.mark.parametrize(
+    ("tried", "enough", "told"),
+    [
+        (((64, 1.4), (128, 0.9), (256, 0.5)), 128, "under 128 requests: use large (with 64 routing takes 1.40 of it"),
+        (((64, 0.9), (128, 1.1), (256, 0.5)), 256, "under 256 requests: use large"),
+        (((64, 0.9), (128, 0.8)), 64, "long enough: with 64 requests"),
+        (((64, 0.9), (128, 1.01)), None, "too short to route: with all 128 requests it takes 1.01 of large alone"),
+    ],
+)  # fmt: skip
+def test_a_job_may_be_too_short_to_route(tried, enough, told):
+    table = make_table(150)
+    config = SimulateConfig((0.66,), v=(0.1,), c=(0.3,), orders=2, setup=Setup(predictor="linear"))
+    (advice,) = advise(table, config)
+    lengths = Lengths("large", tried)
+    assert lengths.enough == enough
+    assert told in "\n".join(advice_lines(table, replace(advice, lengths=lengths)))
+
+
+def test_shorter_jobs_are_run_and_compared_with_one_model_alone():
+    table = make_table(300)
+    config = SimulateConfig((0.66,), v=(0.001,), c=(0.3,), orders=3, setup=Setup(predictor="linear"))
+    (advice,) = advise(table, config)
+    means = table.accuracies.mean(axis=0)
+    able = [m for m in range(3) if means[m] >= 0.66]
+    alone = min(able, key=lambda m: table.joules[:, m].mean())
+    assert advice.lengths.model == NAMES[alone]
+    assert [requests for requests, _ in advice.lengths.tried] == [75, 150, 300]
+    setup = Setup("mess+", 0.001, 0.3, predictor="linear")
+    ratios = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(300)[:75]
+        result = run_task(table, Task(replace(setup, seed=seed), 0.66, shuffled=True, limit=75))
+        assert result.requests == 75
+        ratios.append(result.billed_joules * 75 / table.joules[order, alone].sum())
+    assert advice.lengths.tried[0][1] == pytest.approx(np.mean(ratios))
 
 
 # ---- the command ------------------------------------------------------------------------------------

@@ -69,13 +69,16 @@ def judge(
             f"model ({means[0]:.4f} here) and the best ({means.max():.4f})"
         )
     if config.trace is not None:
+        if config.best or config.paper is not None:
+            raise UsageError("--trace is of one run, and --best and --paper make many. Give one at a time")
         simulation = _one_run(simulation)
     simulation = in_full(table, simulation if asked else replace(simulation, alpha_at=PAPER_ALPHAS_AT))
     if config.paper is not None:
         return _evidence()(table, simulation, Path(config.paper), Path(config.table).name, on_progress)
     if config.best:
-        advice = advise(table, simulation, on_progress)
-        return [line for one in advice for line in advice_lines(table, one)]
+        advice = advise(table, simulation, on_progress, engines)
+        said = [] if engines is None else list(engines.said)
+        return [*said, *(line for one in advice for line in advice_lines(table, one))]
     if config.out is not None:
         write_text(Path(config.out), "", "--out")  # a place that can't be written is told before the work
     on_trace = None

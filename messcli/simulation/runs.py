@@ -67,6 +67,7 @@ class Task:
     setup: Setup
     alpha: float
     shuffled: bool  # by setup.seed
+    limit: int | None = None  # only so many requests, the first ones of the order
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -95,9 +96,9 @@ def _order(table: OutcomeTable, task: Task) -> list[int]:
     """The position in the table of each request of the run."""
     count = len(table.requests)
     if not task.shuffled:
-        return list(range(count))
+        return list(range(count))[: task.limit]
     order: list[int] = np.random.default_rng(task.setup.seed).permutation(count).tolist()
-    return order
+    return order[: task.limit]
 
 
 def run_task(table: OutcomeTable, task: Task) -> Result:
@@ -123,7 +124,7 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
             accuracy += outcome.accuracy or 0.0
             paper += outcome.joules or 0.0
             billed += line.billed_joules or 0.0
-    count = len(table.requests)
+    count = len(trace)
     result = Result(
         policy=task.setup.policy,
         alpha=task.alpha,

@@ -25,6 +25,7 @@ import numpy as np
 
 from messcli.energy.load import read_engines
 from messcli.metrics import ROUNDING, load_metric
+from messcli.routing.setup import Setup
 from messcli.simulation import SimulateConfig, simulate
 from messcli.simulation.engines import at_full_load, engines_of
 from messcli.simulation.hindsight import static_mix
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="MODEL=ENTRY")
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the first order")
-    parser.add_argument("--window", type=int, default=SimulateConfig(alphas=()).window)
+    parser.add_argument("--window", type=int, default=Setup().window)
     parser.add_argument("--at", default="0.5")
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--metric", default="rouge1", help="scores outputs that have no accuracy")
@@ -70,8 +71,7 @@ def main() -> None:
                 alphas=(alpha,),
                 policies=(options.policy,),
                 orders=options.orders,
-                seed=options.seed,
-                window=options.window,
+                setup=Setup(seed=options.seed, window=options.window),
                 jobs=options.jobs,
             )
             results = simulate(table, config, engines=engines)
