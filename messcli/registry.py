@@ -138,9 +138,9 @@ PREDICTORS = Registry(
     "messcli.predictors",
     {
         "ridge": "messcli.predict.ridge:RidgePredictor",
-        "linear": "messcli.predict.base:LinearPredictor",
-        "fasttext": "messcli.predict.base:FastTextPredictor",
-        "mean": "messcli.predict.base:MeanPredictor",
+        "linear": "messcli.predict.linear:LinearPredictor",
+        "fasttext": "messcli.predict.fasttext:FastTextPredictor",
+        "mean": "messcli.predict.mean:MeanPredictor",
     },
 )
 

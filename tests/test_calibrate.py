@@ -46,7 +46,8 @@ from messcli.jobs import fleet as engine
 from messcli.jobs.config import RouteConfig, Running
 from messcli.jobs.route import route
 from messcli.models.backend import Exact, create
-from messcli.predict.ridge import BELIEF, EnergyPrior, JoulesPredictor
+from messcli.predict.joules import EnergyPrior, JoulesPredictor
+from messcli.predict.tuning import JOULES
 from messcli.records import Generation, Request
 from messcli.registry import BACKENDS
 from messcli.zoo import ModelSpec, load_zoo
@@ -898,7 +899,7 @@ def test_readings_correct_the_prior() -> None:
     assert errors[0][0] == pytest.approx(0.5)
     assert np.mean(errors[0][1:20]) < np.mean(errors[1][:19])  # it starts better
     assert np.mean(errors[0][-100:]) < 0.05
-    assert BELIEF < 10
+    assert JOULES.belief < 10
 
 
 def test_a_prior_survives_a_snapshot_exactly() -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messcli.predict.base import LinearPredictor, create_predictor
-from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.base import create_predictor
+from messcli.predict.joules import JoulesPredictor
 from messcli.predict.text import sparse_features
+from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
@@ -186,7 +187,7 @@ def test_the_cheapest_mix_is_what_a_linear_programme_finds(models, target):
 
 def algorithm_1(requests, outcomes, energies, unit, v, alpha, c, eta, seed):
     """Algorithm 1 as printed (restored), on recorded outcomes: its own queue, argmin and SGD."""
-    buckets = LinearPredictor.BUCKETS
+    buckets = LINEAR.buckets
     x = [
         np.random.default_rng(0).normal(0, 1e-3, buckets + 1) for _ in NAMES
     ]  # line 1: a common random vector

@@ -11,11 +11,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from messcli.errors import UsageError
-from messcli.predict import ridge
-from messcli.predict.base import LinearPredictor, MeanPredictor, create_predictor
-from messcli.predict.latent import FAR, SIZE, LatentSpace, Lessons
-from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.base import create_predictor
+from messcli.predict.joules import JoulesPredictor
+from messcli.predict.latent import SIZE, LatentSpace, Lessons
+from messcli.predict.linear import LinearPredictor
+from messcli.predict.mean import MeanPredictor
+from messcli.predict.ridge import candidate_weights
 from messcli.predict.text import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
+from messcli.predict.tuning import LATENT, RIDGE, Linear
 from messcli.registry import PREDICTORS
 
 NAN = float("nan")
@@ -240,7 +243,7 @@ def test_where_a_text_lies_does_not_depend_on_the_texts_it_is_placed_with(texts,
         for text, placed in zip(batch, space.encode.many(batch), strict=True):
             assert placed.at.shape == (SIZE,)
             assert np.array_equal(placed.at, other.encode(text).at)
-            assert np.linalg.norm(placed.at[SHAPE:]) <= FAR + 1e-6
+            assert np.linalg.norm(placed.at[SHAPE:]) <= LATENT.far + 1e-6
 
 
 @pytest.mark.parametrize("texts", [[""], ["same"] * 40, ["", " ", "\n"], ["a b", "c d"]])
@@ -249,13 +252,14 @@ def test_texts_that_hardly_differ_make_a_space_too(texts):
     assert np.isfinite(latent(space, [*texts, "something else entirely", "ü" * 500])).all()
 
 
-def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before(monkeypatch):
+def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before():
     """What was learnt before the fits is learnt anew in the space of the last one."""
     rows = samples(300)
-    monkeypatch.setattr(Lessons, "FITS", (32, 128))
-    learnt = taught(create_predictor("ridge", MODELS), rows)
-    monkeypatch.setattr(Lessons, "FITS", ())
+    learnt = create_predictor("ridge", MODELS)
+    learnt._lessons = Lessons(MODELS, fits=(32, 128))
+    taught(learnt, rows)
     known = create_predictor("ridge", MODELS)
+    known._lessons = Lessons(MODELS, fits=())
     known._space.fit([text for text, _ in rows[:128]])
     taught(known, rows)
     for one in (learnt, known):
@@ -270,7 +274,7 @@ def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before(monkeypatc
 
 
 def test_a_step_of_sgd_moves_against_the_gradient():
-    predictor = taught(LinearPredictor(1, learning_rate=0.05), [("a b c", np.array([0.2]))])
+    predictor = taught(LinearPredictor(1, Linear(learning_rate=0.05)), [("a b c", np.array([0.2]))])
     features = predictor.encode("a b d")
     before = predictor.predict_one(features)[0]
     length = float(features[1] @ features[1])
@@ -335,14 +339,14 @@ def test_pooled_ridge_is_the_solution_of_the_whole_system():
     rows = [draw.normal(size=(40 + 30 * m, size)) for m in range(models)]
     gram = np.array([x.T @ x for x in rows])
     cross = np.array([x.T @ draw.normal(size=len(x)) for x in rows])
-    weights = ridge._candidates(gram, cross)
-    for k, (shared, own, lengths, _) in enumerate(ridge.CANDIDATES):
+    weights = candidate_weights(gram, cross)
+    for k, (shared, own, lengths, _) in enumerate(RIDGE.candidates):
         if np.isinf(shared):
             assert not weights[k].any()
             continue
         # normal equations of |y - X (w + v_m)|^2 + shared |w|^2 + v_m P v_m, in w and every v_m at once
         penalty = np.full(size, own)
-        penalty[:KIND], penalty[KIND:SHAPE] = lengths, own * ridge._OWN_KIND
+        penalty[:KIND], penalty[KIND:SHAPE] = lengths, own * RIDGE.own_kind
         penalty[np.isinf(penalty)] = 1e18
         left = np.zeros(((models + 1) * size,) * 2)
         right = np.concatenate((cross.sum(axis=0), *cross))

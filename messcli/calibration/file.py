@@ -26,7 +26,7 @@ from messcli.energy.load import Checked, CostModel, cost_of
 from messcli.energy.nvml import driver_version, visible_cards
 from messcli.errors import CalibrationError, EnginesError, MeterError
 from messcli.files.sinks import sync_folder
-from messcli.predict.ridge import EnergyPrior
+from messcli.predict.joules import EnergyPrior
 from messcli.zoo import BUNDLED_ZOO, Zoo
 
 FORMAT = 2  # 2: in load; 1 is read, and knows one load

@@ -13,8 +13,8 @@ from typing import Any
 from messcli.jobs.config import RouteConfig
 from messcli.jobs.route import Job, run_job
 from messcli.jobs.summary import Progress, Summary
-from messcli.predict.base import MeanPredictor
-from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.joules import JoulesPredictor
+from messcli.predict.mean import MeanPredictor
 from messcli.records import Decision, Outcome, Rejected, Request
 from messcli.routing.controller import Controller, Settings
 from messcli.routing.loop import Settled

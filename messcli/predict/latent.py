@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.predict import tuning
 from messcli.predict.text import SHAPE, Encoder, Floats, encode_sparse, shape_of
 
-BUCKETS = 1 << 12  # of the bags; a collision of two rare words costs little
-LATENT = 64  # directions
-SIZE = SHAPE + LATENT
-FAR = 3.0  # deviations from the middle that a text can have: one unlike all others mustn't rule a regression
+BUCKETS = tuning.LATENT.buckets
+LATENT = tuning.LATENT.directions
+SIZE = SHAPE + LATENT  # numbers of a placed text
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class LatentSpace:
         rows -= mean
         # of as many numbers as there are texts, not as there are buckets
         values, vectors = np.linalg.eigh(rows @ rows.T)
-        found = np.flatnonzero(values > 1e-6 * max(values[-1], 1e-6))[::-1][:LATENT]
+        found = np.flatnonzero(values > tuning.LATENT.smallest_share * max(values[-1], 1e-6))[::-1][:LATENT]
         directions = rows.T @ (vectors[:, found] / np.sqrt(values[found]))
         directions /= np.sqrt(max(values[found].sum() / len(distinct), 1e-6))
         self._directions = np.zeros((BUCKETS, LATENT), np.float32)
@@ -77,13 +77,13 @@ class LatentSpace:
         self.encode = Encoder(self._place)
 
     def _place(self, texts: tuple[str, ...]) -> Iterator[Placed]:
-        placed = np.zeros((len(texts), SIZE))
+        placed, far = np.zeros((len(texts), SIZE)), tuning.LATENT.far
         for row, bag in zip(placed, bags.many(texts), strict=True):
             row[:SHAPE] = bag.shape
             if len(self._directions):
                 place = bag.values @ self._directions.take(bag.indices, 0) - self._middle
                 squared = float(place @ place)
-                row[SHAPE:] = place if squared <= FAR * FAR else place * (FAR / math.sqrt(squared))
+                row[SHAPE:] = place if squared <= far * far else place * (far / math.sqrt(squared))
         placed.setflags(write=False)
         return map(Placed, texts, placed)
 
@@ -98,13 +98,12 @@ class LatentSpace:
 class Lessons:
     """What was learnt before the space was settled, to be learnt again in a better one.
 
-    The space is fitted when so many lessons are there as `FITS` says: soon, and again when more texts tell more.
+    The space is fitted when so many lessons are there as `fits` says: soon, and again when more texts tell more.
     """
 
-    FITS = (32, 128, 512)
-
-    def __init__(self, models: int) -> None:
+    def __init__(self, models: int, fits: tuple[int, ...] = tuning.LATENT.fits) -> None:
         self._models = models
+        self._at = fits
         self._texts: list[str] = []
         self._values: list[Floats] = []
         self._fits = 0
@@ -112,13 +111,13 @@ class Lessons:
     @property
     def open(self) -> bool:
         """Whether another fit is to come."""
-        return self._fits < len(self.FITS)
+        return self._fits < len(self._at)
 
     def add(self, text: str, values: Floats) -> bool:
         """Keep a lesson. Returns whether the space is to be fitted now."""
         self._texts.append(text)
         self._values.append(values)
-        return len(self._texts) == self.FITS[self._fits]
+        return len(self._texts) == self._at[self._fits]
 
     def fit(self, space: LatentSpace) -> list[tuple[str, Floats]]:
         """Fit the space. Returns the lessons, to be learnt anew; after the last fit they are forgotten."""

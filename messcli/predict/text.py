@@ -16,12 +16,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.predict.tuning import TEXT
+
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.intp]
 Floats = NDArray[np.float64]
 
-CHARACTERS_READ = 8192  # a prompt's bytes beyond these don't count: the pass takes bounded time
-RUN = 4  # bytes in a character n-gram
+CHARACTERS_READ = TEXT.bytes_read
+RUN = TEXT.run
 TOGETHER = 64  # texts in one pass: short ones share its cost, long ones stay in the processor's cache
 
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
@@ -201,7 +203,7 @@ def encode_sparse(texts: tuple[str, ...], buckets: int) -> Iterator[tuple[Places
 
 SHAPE = 8  # numbers that tell a text's size and kind
 KIND = 4  # the first so many of them are lengths, the others tell the kind of text
-LENGTH, CHARACTERS = 0, 1000  # the first is the text's length in units of so many characters
+LENGTH, CHARACTERS = 0, TEXT.characters  # the first is the text's length in units of so many characters
 
 _DIGITS = b"0123456789"
 _SIGNS = bytes(range(33, 48))
@@ -213,11 +215,11 @@ def shape_of(text: str) -> list[float]:
     total, characters, words = max(len(raw), 1), len(text), text.count(" ") + 1
     return [
         characters / CHARACTERS,
-        words / 100,
-        math.log(characters + 1) - 6,
-        math.log(words) - 4,
-        5 * (len(raw) - len(raw.translate(None, _DIGITS))) / total,
-        20 * raw.count(b"\n") / total,
-        5 * (len(raw) - len(raw.translate(None, _SIGNS))) / total,
-        characters / words / 10,
+        words / TEXT.words,
+        math.log(characters + 1) - TEXT.log_characters,
+        math.log(words) - TEXT.log_words,
+        TEXT.digits * (len(raw) - len(raw.translate(None, _DIGITS))) / total,
+        TEXT.lines * raw.count(b"\n") / total,
+        TEXT.signs * (len(raw) - len(raw.translate(None, _SIGNS))) / total,
+        characters / words / TEXT.word_length,
     ]

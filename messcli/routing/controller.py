@@ -19,7 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from messcli.predict.base import Predictor
-from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.joules import JoulesPredictor
 from messcli.predict.text import TOGETHER
 from messcli.records import Decision, Request
 from messcli.routing.exploration import coin

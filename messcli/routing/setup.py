@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from messcli.predict.base import create_predictor
-from messcli.predict.ridge import JoulesPredictor
+from messcli.predict.joules import JoulesPredictor
 from messcli.registry import POLICIES
 from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller, Settings

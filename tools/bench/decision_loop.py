@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from messcli.predict.base import LinearPredictor
 from messcli.predict.latent import bags
 from messcli.predict.text import remember, sparse_features
+from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import steps
@@ -74,7 +74,7 @@ def simulated(path: str, rounds: int) -> None:
         task = Task(Setup("mess+", predictor=predictor), alpha, shuffled=True)
         cold, warm = [], []
         for _ in range(rounds):
-            for encoder in (bags, sparse_features(LinearPredictor.BUCKETS)):
+            for encoder in (bags, sparse_features(LINEAR.buckets)):
                 encoder._known.clear()  # as in a new process
             for seconds in (cold, warm):
                 started = time.process_time()

@@ -1,0 +1,95 @@
+"""E_m(t): what a request will cost with each model, before any has run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from messcli.predict import tuning
+from messcli.predict.latent import LATENT, SIZE
+from messcli.predict.regression import Array, Regression, in_rows, inverse, pooled_ridge
+from messcli.predict.text import CHARACTERS, LENGTH, SHAPE
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyPrior:
+    """What a calibration says of a request's joules, by model: joules + joules_per_character x its length."""
+
+    joules: tuple[float, ...]
+    joules_per_character: tuple[float, ...]
+    characters: float  # of a typical prompt
+
+
+class JoulesPredictor(Regression):
+    """E_m(t) before the call: what a request will cost with each model, from the prompt's length and words.
+
+    A pooled ridge regression on what the meter read, each model's joules in units of its mean: a request that makes one
+    model write much makes the others write much, and most is known of the model that is served most. Lengths count
+    for more than words. With a calibration it starts from a line in the prompt's length, and what is read corrects
+    that: the line's level (so answers that are longer or shorter than was assumed) and the weights around it.
+    """
+
+    def __init__(self, models: int, tuning: tuning.Joules = tuning.JOULES) -> None:
+        self._tuning = tuning
+        shape, directions = tuning.shared_shape, tuning.shared_directions
+        self._shared = np.concatenate((np.full(SHAPE, shape), np.full(LATENT, directions)))
+        self._own = tuning.own * self._shared
+        self._floor = np.zeros(models)
+        self._unit = np.zeros(1)
+        self._prior = np.zeros((2, models))  # joules at length 0, and per feature LENGTH; 0: no calibration
+        super().__init__(models, 0.0)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._start_from_prior()
+
+    def _start_from_prior(self) -> None:
+        self._weights = np.zeros((SIZE + 1, self._models))
+        self._weights[-1], self._weights[LENGTH] = self._prior
+
+    def calibrate(self, prior: EnergyPrior | None) -> None:
+        """Start from `prior`, or from nothing; what was read stays and is weighed against it anew."""
+        self._prior = np.zeros((2, self._models))
+        if prior is not None:
+            per_feature = np.array(prior.joules_per_character) * CHARACTERS
+            self._prior = np.vstack([prior.joules, per_feature])
+        if self.samples.all():
+            self._solve()
+            return
+        self._start_from_prior()
+        self.version = 0 if prior is None else self.version + 1
+        if prior is not None:
+            typical = self._prior[0] + self._prior[1] * prior.characters / CHARACTERS
+            self._floor = self._tuning.floor * typical
+            self._unit[0] = typical.min()
+
+    def _bounded(self, linear: Array) -> Array:
+        return np.maximum(linear, self._floor)
+
+    def _solve(self) -> None:
+        centred = self._evidence.centred()
+        # The line of the calibration, raised or lowered to what is read; the regression learns what departs from it.
+        expected = self._prior[0] + self._prior[1] * centred.mean_x[:, LENGTH]
+        belief = np.where(expected > 0, self._tuning.belief, 0.0)
+        level = (belief * expected + self.samples * centred.mean_y) / (belief + self.samples)
+        slope = self._prior[1] * level / np.where(expected > 0, expected, 1.0) / centred.scale[LENGTH]
+        cross = centred.cross - centred.gram[:, :, LENGTH] * slope[:, None]
+        unit = np.where(level > 0, level, 1.0)[:, None]
+        inverses = inverse(centred.gram, self._own)
+        weights = unit * pooled_ridge(centred.gram, cross / unit, self._shared, self._own, inverses)
+        weights[:, LENGTH] += slope
+        weights *= centred.scale
+        self._weights = in_rows(np.vstack([weights.T, level - (weights * centred.mean_x).sum(axis=1)]))
+        self._floor = self._tuning.floor * level  # a line may cross zero, a model never costs nothing
+        if self.samples.min() <= self._tuning.unit_settles or not self._unit[0]:
+            self._unit[0] = level.min()
+        self.version += 1
+
+    @property
+    def unit(self) -> float:
+        """The cheapest model's mean joules: the divisor that makes V a pure number. 1 while unknown.
+
+        It settles once every model was read ten times, and stays: V means the same in the next run.
+        """
+        return float(self._unit[0]) or 1.0

@@ -1,0 +1,46 @@
+"""The mean accuracy of each model: what can be said without looking at the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from messcli.predict.base import Accuracies, OneByOne, State
+
+
+class MeanPredictor(OneByOne):
+    """The running mean of each model's accuracies: what can be said without looking at the request."""
+
+    name = "mean"
+
+    def __init__(self, models: int) -> None:
+        self._sums = np.zeros(models)
+        self._counts = np.zeros(models)
+
+    def encode(self, text: str) -> None:
+        return None
+
+    def predict_one(self, features: None) -> Accuracies | None:
+        if not self._counts.any():
+            return None
+        overall = self._sums.sum() / self._counts.sum()  # for a model not seen yet
+        return np.where(self._counts > 0, self._sums / np.maximum(self._counts, 1), overall)
+
+    def learn_one(self, features: None, accuracies: Accuracies) -> None:
+        observed = ~np.isnan(accuracies)
+        self._sums[observed] += accuracies[observed]
+        self._counts += observed
+
+    @property
+    def samples(self) -> Accuracies:
+        return self._counts
+
+    def state(self) -> State:
+        return {"sums": self._sums.copy(), "counts": self._counts.copy()}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._sums = state["sums"].copy()
+        self._counts = state["counts"].copy()
