@@ -193,11 +193,25 @@ def test_the_page_needs_nothing_but_itself(finished, tmp_path):
     assert parsed.open == []
     assert parsed.links == []
     assert "script" not in parsed.tags
-    assert parsed.tags.count("svg") == 6
+    assert parsed.tags.count("svg") == 8  # seven charts and the promise's interval
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "url(" not in text
     assert "nan" not in text.lower().replace("finance", "")
     assert "prefers-color-scheme:dark" in text
+    report = make_report(str(finished / "out.jsonl.state"))
+    headline = text.index('class="headline"')
+    assert (
+        f"{report.total_joules / 1000:.4g} kJ in total" in text[headline : headline + 200]
+    )  # the total comes first
+    seen = report.promises[0].observed
+    assert f"mean accuracy {seen.mean:.4f} (95% interval {seen.low:.4f} to {seen.high:.4f})" in text
+
+
+def test_the_total_is_what_was_billed_and_the_overhead(finished):
+    report = make_report(str(finished / "out.jsonl.state"))
+    assert report.total_joules == pytest.approx(sum(row["joules"] for row in report.energy))
+    assert report.as_json()["total_joules"] == report.total_joules
+    assert make_report(str(finished / "out.jsonl")).overhead_joules is None
 
 
 def test_names_are_text_on_the_page(tmp_path):

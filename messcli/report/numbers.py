@@ -84,6 +84,11 @@ class Savings:
     share: float  # saved part of what requests were billed; < 0: it cost more
     share_with_overhead: float | None  # the same with all overhead counted as ours
 
+    @property
+    def headline(self) -> float:
+        """The saved part of the total, as far as the total is known."""
+        return self.share if self.share_with_overhead is None else self.share_with_overhead
+
 
 @dataclass(frozen=True, slots=True)
 class Bin:
@@ -117,6 +122,7 @@ class Series:
     accuracy: list[float | None]  # running mean of what was observed
     part_accuracy: list[float | None]  # mean within the part
     billed_joules: list[float | None]  # mean within the part
+    served_joules: dict[str, list[float | None]]  # model -> mean of the answers it served within the part
     mix: dict[str, list[float]]  # model -> share within the part
 
 
@@ -135,6 +141,7 @@ class Report:
     mix: dict[str, int]
     energy: list[dict[str, Any]]  # model, kind, meter, joules, requests
     billed_joules: float
+    overhead_joules: float | None  # None where only a state would know it
     unmetered: int
     savings: Savings | None
     reliability: Reliability | None
@@ -143,9 +150,14 @@ class Report:
     metric: str | None
     missing: list[str] = field(default_factory=list)
 
+    @property
+    def total_joules(self) -> float:
+        """Billed and, where it is known, overhead: what the headline says."""
+        return self.billed_joules + (self.overhead_joules or 0.0)
+
     def as_json(self) -> dict[str, Any]:
         """Plain data; NaN never occurs."""
-        plain = asdict(self)
+        plain = {**asdict(self), "total_joules": self.total_joules}
         for promise, own in zip(self.promises, plain["promises"], strict=True):
             own.update(
                 verdict=promise.verdict, certainty=promise.certainty, estimated_share=promise.estimated_share
@@ -232,6 +244,7 @@ def summed_up(
             ),
         ),
         billed_joules=float(np.nansum(billed)),
+        overhead_joules=overhead,
         unmetered=int(np.isnan(billed[served]).sum()),
         savings=_savings(columns, models, order[-1] if order else None, overhead),
         reliability=_reliability(columns, models),
@@ -367,5 +380,8 @@ def _series(columns: Mapping[str, Floats], models: NDArray[Any], order: Sequence
         accuracy=[float(sums[p[-1]] / counts[p[-1]]) if counts[p[-1]] else None for p in parts],
         part_accuracy=[mean(accuracy[part]) for part in parts],
         billed_joules=[mean(columns["billed_joules"][part]) for part in parts],
+        served_joules={
+            name: [mean(columns["joules"][part][models[part] == name]) for part in parts] for name in order
+        },
         mix={name: [float((models[part] == name).mean()) for part in parts] for name in order},
     )

@@ -1,214 +1,195 @@
 """A report as one self-contained page: no script, nothing loaded from elsewhere, light and dark.
 
-Written for whoever pays: the verdict first, the numbers behind it below. Knows a Report; reads no file.
+The total and the promise come first, then what a manager asks, then what an engineer asks. What stands in
+page.html.jinja is escaped by Jinja2; only charts are markup. Knows a Report; reads no other file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from messcli.report.numbers import LEVEL, Promise, Reliability, Report
-from messcli.report.svg import STYLE, Chart, Series
-from messcli.report.text import saved_words
+from messcli.report.svg import STYLE, Chart, Series, interval_picture
+from messcli.report.text import joules_words, saved_words
 
-_PAGE_STYLE = """
-:root{color-scheme:light dark;--bg:#f5f6f7;--card:#fff;--ink:#1c2126;--soft:#5b6670;--line:#dfe3e7;
---good:#00795c;--bad:#b3261e;--bar0:#0b63b0;--bar1:#c45500;--bar2:#8a949d}
-@media(prefers-color-scheme:dark){:root{--bg:#0f1215;--card:#171b1f;--ink:#e6eaee;--soft:#9aa7b2;--line:#2c343b;
---good:#3fcfa6;--bad:#ff8a80;--bar0:#69b1f5;--bar1:#ff9d4d;--bar2:#77838d}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:24px;margin:0 0 4px}h2{font-size:17px;margin:34px 0 12px}p{margin:6px 0}
-.soft{color:var(--soft)}small{color:var(--soft);font-size:13px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(225px,1fr));gap:14px;margin-top:22px}
-.card,.chart-box{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
-.card .big{font-size:29px;font-weight:650;line-height:1.2;margin:2px 0}
-.good{color:var(--good)}.bad{color:var(--bad)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(430px,1fr));gap:14px}
-@media(max-width:520px){.charts{grid-template-columns:1fr}}
-.chart-box{padding:8px}.chart-box svg{width:100%;height:auto;display:block}
-table{border-collapse:collapse;width:100%;background:var(--card);border:1px solid var(--line);border-radius:10px;
-border-spacing:0;overflow:hidden}
-th,td{padding:7px 12px;text-align:right;border-top:1px solid var(--line);font-variant-numeric:tabular-nums}
-th{color:var(--soft);font-weight:600;font-size:13px;border-top:0}th:first-child,td:first-child,td:has(.bar){text-align:left}
-.bar{display:inline-block;height:10px;border-radius:3px;vertical-align:middle;min-width:1px}
-.scroll{overflow-x:auto}td{white-space:nowrap}
-.served{background:var(--bar0)}.exploration{background:var(--bar1)}.overhead{background:var(--bar2)}
-"""
+_TONES = {"kept": "good", "missed": "bad"}
+_KINDS = ("served", "exploration", "overhead")
+_WIDTH, _HEIGHT = 480, 300  # of a chart: small, so that letters can be read on a phone
 
 
 def page(report: Report) -> str:
     """The whole page."""
-    title = f"messcli report: {report.source.rsplit('/', 1)[-1]}"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(_lead(report))}</p>',
-        f'<div class="cards">{"".join(_cards(report))}</div>',
-        "<h2>The promise</h2>",
-        _promises(report),
-        "<h2>Over time</h2>",
-        f'<div class="charts">{"".join(_over_time(report))}</div>',
-        "<h2>Energy</h2>",
-        _energy(report),
-        "<h2>How far the estimates can be trusted</h2>",
-        _reliability(report.reliability),
-    ]
-    if len({account["period"] for account in report.periods}) > 1:
-        body += ["<h2>Periods</h2>", _periods(report)]
-    body += ["<h2>How to read this</h2>", *_notes(report)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{_PAGE_STYLE}{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    template = environment.get_template("page.html.jinja")
+    several = len({account["period"] for account in report.periods}) > 1
+    return template.render(
+        title=f"messcli report: {report.source.rsplit('/', 1)[-1]}",
+        chart_style=Markup(STYLE),  # noqa: S704  # our own constant
+        headline=_headline(report),
+        promises=[_promise(promise) for promise in report.promises],
+        short=list(_short(report)),
+        cards=list(_cards(report)),
+        charts=[_drawn(chart) for chart in _over_time(report)],
+        settings=_settings(report),
+        models=list(_models(report)),
+        meters=_meters(report),
+        energy=list(_energy(report)),
+        load_charts=[_drawn(chart) for chart in _load(report)],
+        promise_head=("plan", "promised", "observed mean", f"{LEVEL:.0%} interval", "requests", "on estimates",
+                      "verdict"),
+        promise_rows=[_promise_row(promise) for promise in report.promises],
+        certainty=list(_certainty(report)),
+        reliability=_reliability(report.reliability),
+        period_head=("period", "plan", "promised", "observed mean", "observed", "estimated", "explored", "failed"),
+        periods=[_period_row(account) for account in report.periods] if several else [],
+        notes=list(_notes(report)),
+    )  # fmt: skip
 
 
-def _lead(report: Report) -> str:
-    parts = [f"{report.requests:,} requests over {len(report.mix)} models"]
-    if report.settings.get("policy"):
-        parts.append(f"policy {report.settings['policy']}")
-    if report.metric:
-        parts.append(f"metric {report.metric.split('|')[0]}")
-    if report.period:
-        parts.append(f"period {report.period}")
-    return "; ".join(parts)
+def _drawn(chart: Chart) -> Markup:
+    return Markup(chart.svg(standalone=False))  # noqa: S704  # the chart escapes its labels
 
 
-def _card(title: str, big: str, tone: str, note: str) -> str:
-    return (
-        f'<div class="card"><div class="soft">{escape(title)}</div><div class="big {tone}">{escape(big)}</div>'
-        f"<small>{escape(note)}</small></div>"
-    )
+# ---- the first screen ----------------------------------------------------------------------------
 
 
-def _cards(report: Report) -> list[str]:
-    cards = []
-    for promise in report.promises[:4]:
-        name = f"SLA, {promise.plan}" if promise.plan else "SLA"
-        word, tone = {
-            "kept": ("kept", "good"),
-            "missed": ("missed", "bad"),
-            "unknown": ("no verdict", ""),
-        }[promise.verdict]
-        if promise.observed is None:
-            note = "no request had a reference"
-        else:
-            target = "" if promise.alpha is None else f", promised {promise.alpha:g}"
-            note = f"mean accuracy {promise.observed.mean:.4f}{target}"
-        cards.append(_card(name, word, tone, note))
+def _headline(report: Report) -> dict[str, str]:
+    what = "in total" if report.overhead_joules is not None else "billed"
+    saved = report.savings
+    found = {"total": f"{joules_words(report.total_joules)} {what}", "saved": "", "tone": "", "against": ""}
+    requests = f"For {report.requests:,} request{'' if report.requests == 1 else 's'}"
+    if saved is None:
+        found["against"] = f"{requests}. What the largest model alone would have taken isn't known."
+    else:
+        share = saved.headline
+        found["saved"] = f"{abs(share):.0%} {'less' if share >= 0 else 'more'}"
+        found["tone"] = "good" if share > 0 else "bad"
+        alone = joules_words(saved.largest_joules * report.requests)
+        found["against"] = f"{requests}, against about {alone} of answers with {saved.largest} alone."
+    return found
+
+
+def _promise(promise: Promise) -> dict[str, Any]:
+    name = f"{promise.plan}: " if promise.plan else ""
+    seen = promise.observed
+    if seen is None:
+        return {
+            "name": name,
+            "words": "no verdict",
+            "tone": "",
+            "mean": ": no request had a reference.",
+            "picture": None,
+        }
+    words = {"kept": "Promise kept", "missed": "Promise missed", "unknown": "Nobody said what was promised"}
+    target = "" if promise.alpha is None else f", promised {promise.alpha:g}"
+    picture = Markup(interval_picture(seen.low, seen.mean, seen.high, promise.alpha))  # noqa: S704  # numbers alone
+    return {
+        "name": name,
+        "words": words[promise.verdict],
+        "tone": _TONES.get(promise.verdict, ""),
+        "mean": f": mean accuracy {seen.mean:.4f} ({LEVEL:.0%} interval {seen.low:.4f} to {seen.high:.4f}){target}.",
+        "picture": picture,
+    }  # fmt: skip
+
+
+# ---- for a manager -------------------------------------------------------------------------------
+
+
+def _short(report: Report) -> Iterator[str]:
+    """What happened, in sentences."""
+    if report.requests:
+        busiest = max(report.mix, key=lambda name: report.mix[name])
+        share = report.mix[busiest] / report.requests
+        yield (
+            f"{busiest} answered {share:.0%} of the requests. {report.explored:,} requests "
+            f"({report.explored / report.requests:.1%}) were put to every model, to learn which model is good enough."
+        )
     saved = report.savings
     if saved is not None:
-        word = f"{saved.share:.0%}" if saved.share >= 0 else f"{-saved.share:.0%} more"
-        title = "Energy saved" if saved.share >= 0 else "Energy spent"
-        tone = "good" if saved.share > 0 else "bad"
-        note = (
-            f"{saved.billed_joules:.4g} J per request; {saved.largest} alone about "
-            f"{saved.largest_joules:.4g} J (estimated)"
+        yield (
+            f"A request took {joules_words(report.total_joules / max(1, report.requests))}; with {saved.largest} alone "
+            f"it would have been about {joules_words(saved.largest_joules)}."
         )
-        if saved.share_with_overhead is not None:
-            note += f". With loading and idle counted as ours: {saved_words(saved.share_with_overhead)}"
-        cards.append(_card(title, word, tone, note))
-    explored = report.explored / max(1, report.requests)
-    cards.append(
-        _card(
-            "Explored",
-            f"{explored:.1%}",
-            "",
-            f"{report.explored:,} requests were put to every model to learn",
-        )
-    )
-    failed = "none failed" if not report.failed else f"{report.failed:,} failed"
-    cards.append(_card("Requests", f"{report.requests:,}", "bad" if report.failed else "", failed))
-    return cards
+    unseen = sum(promise.estimated_count for promise in report.promises)
+    if unseen:
+        yield f"{unseen:,} requests had no reference: their accuracy is an estimate, and in no mean above."
+    if report.failed:
+        yield f"{report.failed:,} requests failed. They are no part of the mean accuracy."
+    if any("estimate" in row["meter"] for row in report.energy):
+        yield "Joules are an estimate here (processor seconds times watts): no meter was read."
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
+def _cards(report: Report) -> Iterator[dict[str, str]]:
+    overhead = report.overhead_joules
+    yield {
+        "title": "Energy",
+        "big": joules_words(report.total_joules),
+        "tone": "",
+        "note": "overhead isn't known: only the state has it"
+        if overhead is None
+        else f"{joules_words(report.billed_joules)} billed to requests, {joules_words(overhead)} overhead",
+    }
+    saved = report.savings
+    if saved is not None:
+        share = saved.headline
+        yield {
+            "title": "Saved" if share >= 0 else "Spent more",
+            "big": f"{abs(share):.0%}",
+            "tone": "good" if share > 0 else "bad",
+            "note": f"without overhead: {saved_words(saved.share)}"
+            if saved.share_with_overhead is not None
+            else "of what was billed",
+        }
+    yield {
+        "title": "Requests",
+        "big": f"{report.requests:,}",
+        "tone": "bad" if report.failed else "",
+        "note": f"{report.failed:,} failed" if report.failed else "none failed",
+    }
+    yield {
+        "title": "Explored",
+        "big": f"{report.explored / max(1, report.requests):.1%}",
+        "tone": "",
+        "note": f"{report.explored:,} requests were put to every model",
+    }
 
 
-def _promises(report: Report) -> str:
-    return _table(
-        ["plan", "promised", "observed mean", f"{LEVEL:.0%} interval", "requests", "on estimates", "verdict"],
-        [_promise_row(promise) for promise in report.promises],
-    ) + "".join(
-        f"<p><small>{escape(promise.plan + ': ' if promise.plan else '')}{escape(promise.certainty)}. "
-        f"Interval: {escape(promise.observed.method)}.</small></p>"
-        for promise in report.promises
-        if promise.observed is not None and promise.certainty
-    )
-
-
-def _promise_row(promise: Promise) -> list[str]:
-    seen = promise.observed
-    tone = {"kept": "good", "missed": "bad"}.get(promise.verdict, "")
-    estimated = f"{promise.estimated_share:.1%}"
-    if promise.estimated is not None:
-        estimated += f" (mean {promise.estimated:.4f})"
-    return [
-        escape(promise.plan or "(all)"),
-        "?" if promise.alpha is None else f"{promise.alpha:g}",
-        "none" if seen is None else f"{seen.mean:.4f}",
-        "" if seen is None else f"{seen.low:.4f} to {seen.high:.4f}",
-        "0" if seen is None else f"{seen.count:,}",
-        estimated,
-        f'<span class="{tone}">{promise.verdict}</span>',
-    ]
-
-
-def _box(chart: Chart) -> str:
-    return f'<div class="chart-box">{chart.svg(standalone=False)}</div>'
-
-
-def _over_time(report: Report) -> list[str]:
+def _over_time(report: Report) -> Iterator[Chart]:
     series = report.series
     at = [float(number) for number in series.requests]
-    nan = float("nan")
-
-    def numbers(values: Sequence[float | None]) -> list[float]:
-        return [nan if value is None else value for value in values]
-
-    charts = []
     alphas = {promise.alpha for promise in report.promises if promise.alpha is not None}
     if any(value is not None for value in series.accuracy):
-        charts.append(
-            Chart(
-                "Accuracy",
-                "request",
-                "observed accuracy",
-                [
-                    Series("mean so far", at, numbers(series.accuracy)),
-                    Series("recent stretch", at, numbers(series.part_accuracy), "dashed", colour=7),
-                ],
-                rules=[(alpha, f"promised {alpha:g}") for alpha in sorted(alphas)],
-            )
-        )
-    if any(value is not None for value in series.queue):
-        charts.append(
-            Chart(
-                "Queue: accuracy owed",
-                "request",
-                "queue length",
-                [Series("queue", at, numbers(series.queue))],
-            )
+        yield Chart(
+            "Accuracy",
+            "request",
+            "observed accuracy",
+            [
+                Series("mean so far", at, _numbers(series.accuracy)),
+                Series("recent stretch", at, _numbers(series.part_accuracy), "dashed", colour=7),
+            ],
+            rules=[(alpha, f"promised {alpha:g}") for alpha in sorted(alphas)],
+            width=_WIDTH,
+            height=_HEIGHT,
         )
     if any(value is not None for value in series.billed_joules):
-        charts.append(
-            Chart(
-                "Energy",
-                "request",
-                "joules per request, all billed",
-                [Series("billed", at, numbers(series.billed_joules))],
-                rules=[(report.savings.largest_joules, f"{report.savings.largest} alone")]
-                if report.savings
-                else [],
-            )
+        saved = report.savings
+        yield Chart(
+            "Energy",
+            "request",
+            "joules per request, all billed",
+            [Series("billed", at, _numbers(series.billed_joules))],
+            rules=[(saved.largest_joules, f"{saved.largest} alone")] if saved else [],
+            width=_WIDTH,
+            height=_HEIGHT,
         )
     if len(at) > 1:
         low = [0.0] * len(at)
@@ -217,48 +198,149 @@ def _over_time(report: Report) -> list[str]:
             top = [a + b for a, b in zip(low, shares, strict=True)]
             areas.append(Series(name, at, top, "area", low=low))
             low = top
-        charts.append(Chart("Which model served", "request", "share of requests", areas, y_range=(0.0, 1.0)))
-    return [_box(chart) for chart in charts]
+        yield Chart(
+            "Which model served",
+            "request",
+            "share of requests",
+            areas,
+            y_range=(0.0, 1.0),
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
+    if any(value is not None for value in series.queue):
+        yield Chart(
+            "Queue: accuracy owed",
+            "request",
+            "queue length",
+            [Series("queue", at, _numbers(series.queue))],
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
 
 
-def _energy(report: Report) -> str:
-    most = max((row["joules"] for row in report.energy), default=0.0) or 1.0
-    rows = [
-        [
-            escape(row["model"] or "(no model)"),
-            escape(row["kind"]),
-            f"{row['requests']:,}" if row["requests"] else "",
-            f"{row['joules']:,.4g}",
-            escape(row["meter"]),
-            f'<span class="bar {escape(row["kind"])}" style="width:{220 * row["joules"] / most:.0f}px"></span>',
-        ]
-        for row in report.energy
-    ]
-    text = _table(["model", "kind", "requests", "joules", "meter", ""], rows)
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+# ---- for an engineer -----------------------------------------------------------------------------
+
+
+def _settings(report: Report) -> str:
+    shown = ("policy", "predictor", "window", "seed", "v", "c", "learn")
+    parts = [f"{name} {report.settings[name]}" for name in shown if report.settings.get(name) is not None]
+    if report.metric:
+        parts.append(f"metric {report.metric}")
+    if report.period:
+        parts.append(f"period {report.period}")
+    return "; ".join(parts)
+
+
+def _models(report: Report) -> Iterator[dict[str, Any]]:
+    """A row per model, what belongs to no model, and the sum."""
+    joules: dict[str, dict[str, float]] = {}
+    for row in report.energy:
+        own = joules.setdefault(row["model"] or "(no model)", dict.fromkeys(_KINDS, 0.0))
+        own[row["kind"]] = own.get(row["kind"], 0.0) + row["joules"]
+    total = sum(sum(own.values()) for own in joules.values())
+    most = max((sum(own.values()) for own in joules.values()), default=0.0) or 1.0
+    for name, own in joules.items():
+        requests = report.mix.get(name, 0)
+        yield {
+            "name": name,
+            "sum": False,
+            "requests": f"{requests:,}" if requests else "",
+            "each": f"{own['served'] / requests:.4g} J" if requests and own["served"] else "",
+            "together": joules_words(sum(own.values())),
+            "share": f"{sum(own.values()) / total:.1%}" if total else "",
+            "bar": [(kind, f"{100 * value / most:.1f}") for kind, value in own.items() if value > 0],
+            **{kind: joules_words(own[kind]) if own[kind] else "" for kind in _KINDS},
+        }
+    sums = {kind: sum(own[kind] for own in joules.values()) for kind in _KINDS}
+    requests = sum(report.mix.values())
+    yield {
+        "name": "total",
+        "sum": True,
+        "requests": f"{requests:,}",
+        "each": f"{total / requests:.4g} J" if requests else "",
+        "together": joules_words(total),
+        "share": "",
+        "bar": [],
+        **{kind: joules_words(value) if value else "" for kind, value in sums.items()},
+    }
+
+
+def _meters(report: Report) -> str:
+    meters = ", ".join(dict.fromkeys(row["meter"] for row in report.energy))
+    return f"Meters: {meters}." if meters else ""
+
+
+def _energy(report: Report) -> Iterator[str]:
     saved = report.savings
     if saved is not None:
         overhead = (
             "Overhead isn't known"
             if saved.share_with_overhead is None
-            else f"With {saved.overhead_joules:.4g} J of overhead per request (loading, learning, idle) counted as "
-            f"ours: {saved_words(saved.share_with_overhead)}"
+            else f"With {saved.overhead_joules:.4g} J of overhead per request counted as ours: "
+            f"{saved_words(saved.share_with_overhead)}"
         )
-        text += (
-            f"<p>{saved.billed_joules:.4g} J billed per request, explorations included; {escape(saved.largest)} "
-            f"alone would have taken about {saved.largest_joules:.4g} ± {saved.largest_error:.2g} J: "
-            f"<b>{escape(saved_words(saved.share))}</b>. {escape(overhead)}.</p>"
-            f"<p><small>Basis: {escape(saved.basis)}.</small></p>"
+        yield (
+            f"{saved.billed_joules:.4g} J billed per request, explorations included; {saved.largest} alone about "
+            f"{saved.largest_joules:.4g} ± {saved.largest_error:.2g} J: {saved_words(saved.share)}. {overhead}. "
+            f"Basis: {saved.basis}. {saved.largest}'s own overhead isn't counted, and fuller batches would "
+            "have cost it less."
         )
-    if any("estimate" in row["meter"] for row in report.energy):
-        text += (
-            "<p><small>Meter <i>estimate</i>: CPU seconds times configured watts, not a reading.</small></p>"
-        )
-    return text
+    if report.unmetered:
+        yield f"{report.unmetered:,} requests whose joules aren't known are in no sum."
 
 
-def _reliability(reliability: Reliability | None) -> str:
+def _load(report: Report) -> Iterator[Chart]:
+    series = report.series
+    at = [float(number) for number in series.requests]
+    lines = [
+        Series(name, at, _numbers(values))
+        for name, values in series.served_joules.items()
+        if any(value is not None for value in values)
+    ]
+    if lines and len(at) > 1:
+        yield Chart(
+            "Joules per served answer",
+            "request",
+            "joules; windows grow with requests",
+            lines,
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
+
+
+def _promise_row(promise: Promise) -> dict[str, Any]:
+    seen = promise.observed
+    estimated = f"{promise.estimated_share:.1%}"
+    if promise.estimated is not None:
+        estimated += f" (mean {promise.estimated:.4f})"
+    return {
+        "cells": [
+            promise.plan or "(all)",
+            "?" if promise.alpha is None else f"{promise.alpha:g}",
+            "none" if seen is None else f"{seen.mean:.4f}",
+            "" if seen is None else f"{seen.low:.4f} to {seen.high:.4f}",
+            "0" if seen is None else f"{seen.count:,}",
+            estimated,
+        ],
+        "verdict": promise.verdict,
+        "tone": _TONES.get(promise.verdict, ""),
+    }
+
+
+def _certainty(report: Report) -> Iterator[str]:
+    for promise in report.promises:
+        if promise.observed is not None and promise.certainty:
+            plan = f"{promise.plan}: " if promise.plan else ""
+            yield f"{plan}{promise.certainty}. Interval: {promise.observed.method}."
+
+
+def _reliability(reliability: Reliability | None) -> dict[str, Any] | None:
     if reliability is None:
-        return '<p class="soft">Too few requests have both an estimate and an observed accuracy.</p>'
+        return None
     bins = reliability.bins
     points = Series(
         "estimated against observed",
@@ -272,13 +354,15 @@ def _reliability(reliability: Reliability | None) -> str:
     high = max(max(points.x), max(points.high))
     span = (max(0.0, low - 0.02), min(1.0, high + 0.02))
     calibration = Chart(
-        "Reliability: on the dashed line, estimates are right",
+        "Reliability: right is on the dashed line",
         "estimated accuracy",
         "observed accuracy",
         [points],
         x_range=span,
         y_range=span,
         diagonal=True,
+        width=_WIDTH,
+        height=_HEIGHT,
     )
     drift = Chart(
         "Drift: observed minus estimated",
@@ -288,49 +372,44 @@ def _reliability(reliability: Reliability | None) -> str:
             Series(
                 "difference",
                 [float(at) for at, _ in reliability.drift],
-                [v for _, v in reliability.drift],
+                [value for _, value in reliability.drift],
                 "both",
             )
         ],
         rules=[(0.0, "no bias")],
+        width=_WIDTH,
+        height=_HEIGHT,
     )
-    better = reliability.rmse < reliability.rmse_of_means
-    return (
-        f'<div class="charts">{_box(calibration)}{_box(drift)}</div>'
-        f"<p>Over {reliability.count:,} served requests, what was observed lies {reliability.bias:+.4f} from the "
+    better = "better" if reliability.rmse < reliability.rmse_of_means else "no better"
+    return {
+        "charts": [_drawn(calibration), _drawn(drift)],
+        "text": f"Over {reliability.count:,} served requests, what was observed lies {reliability.bias:+.4f} from the "
         f"estimate on average (calibration error {reliability.calibration_error:.4f}). The estimates' root mean "
-        f"square error is {reliability.rmse:.4f}, {'better' if better else '<b>no better</b>'} than each model's "
-        f"mean in hindsight ({reliability.rmse_of_means:.4f}).</p>"
-    )
+        f"square error is {reliability.rmse:.4f}, {better} than each model's mean in hindsight "
+        f"({reliability.rmse_of_means:.4f}).",
+    }
 
 
-def _periods(report: Report) -> str:
-    rows = [
-        [
-            escape(account["period"] or "(first)"),
-            escape(account["plan"] or "(all)"),
-            f"{account['alpha']:g}",
-            f"{account['observed_sum'] / account['observed']:.4f}" if account["observed"] else "",
-            f"{account['observed']:,}",
-            f"{account['estimated']:,}",
-            f"{account['explored']:,}",
-            f"{account['failed']:,}",
-        ]
-        for account in report.periods
+def _period_row(account: Mapping[str, Any]) -> list[str]:
+    return [
+        account["period"] or "(first)",
+        account["plan"] or "(all)",
+        f"{account['alpha']:g}",
+        f"{account['observed_sum'] / account['observed']:.4f}" if account["observed"] else "",
+        *(f"{account[name]:,}" for name in ("observed", "estimated", "explored", "failed")),
     ]
-    head = ["period", "plan", "promised", "observed mean", "observed", "estimated", "explored", "failed"]
-    return _table(head, rows)
 
 
-def _notes(report: Report) -> list[str]:
-    notes = [
+def _notes(report: Report) -> Iterator[str]:
+    yield (
         "Accuracy is observed where a request had a reference, else estimated; the two are never averaged together. "
         "The interval says where the mean would settle if such traffic went on; what was served is the observed "
-        "mean itself.",
-        "Billed energy counts every model that ran. The queue is the accuracy still owed: while it stays bounded, "
-        "the promise is kept in the long run.",
-        "The reliability is that of the models that were chosen; choosing favours estimates that are too high.",
-    ]
+        "mean itself."
+    )
+    yield (
+        "The total is what requests were billed, by every model that ran, and the overhead: loading, learning, idle. "
+        "The queue is the accuracy still owed: while it stays bounded, the promise is kept in the long run."
+    )
+    yield "The reliability is that of the models that were chosen; choosing favours estimates that are too high."
     if report.missing:
-        notes.append(f"Not in this {report.kind}: {'; '.join(report.missing)}.")
-    return [f"<p><small>{escape(note)}</small></p>" for note in notes]
+        yield f"Not in this {report.kind}: {'; '.join(report.missing)}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 # Hues that stay apart for colour-blind readers (the first eight after Okabe and Ito), for light and for dark.
@@ -132,6 +132,10 @@ def _number(value: float, digits: int) -> str:
     return text[1:] if text.startswith("-") and float(text.replace(",", "")) == 0 else text
 
 
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class _Drawing:
     def __init__(self, chart: Chart) -> None:
         self._chart = chart
@@ -152,7 +156,11 @@ class _Drawing:
     def _legend_rows(self) -> list[list[tuple[int, Series]]]:
         rows: list[list[tuple[int, Series]]] = []
         used = math.inf
-        named = [(self._colour(n, series), series) for n, series in enumerate(self._chart.series)]
+        most = int((self._chart.width - _LEFT - 34) / 7.5)  # letters that fit into a row
+        named = [
+            (self._colour(n, series), replace(series, name=_shortened(series.name, most)))
+            for n, series in enumerate(self._chart.series)
+        ]
         if len(named) == 1 and not self._chart.rules:
             return []  # the title and axes say what a single line is
         for entry in named:
@@ -245,7 +253,8 @@ class _Drawing:
             y = self._y(value)
             parts.append(f'<line class="rule" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(
-                f'<text class="ink label" x="{right}" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>'
+                f'<text class="ink label" x="{right}" y="{y - 5:.1f}" text-anchor="end">'
+                f"{escape(_shortened(label, 48))}</text>"
             )
         return parts
 
@@ -284,3 +293,35 @@ class _Drawing:
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def interval_picture(low: float, mean: float, high: float, target: float | None) -> str:
+    """An interval of accuracy as a bar on a scale, its mean as a point, and a target as a line."""
+    marks = [low, mean, high, *(() if target is None else (target,))]
+    spread = max(0.02, max(marks) - min(marks))
+    scale = _Scale(max(0.0, min(marks) - 0.4 * spread), min(1.0, max(marks) + 0.4 * spread), 14, 466)
+    parts = [
+        '<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 62" role="img" '
+        f'aria-label="interval {low:.4f} to {high:.4f}">',
+        '<line class="axis" x1="14" x2="466" y1="40" y2="40"/>',
+    ]
+    for value, label in scale.ticks():
+        at = f"{scale(value):.1f}"
+        parts.append(f'<line class="axis" x1="{at}" x2="{at}" y1="40" y2="44"/>')
+        parts.append(f'<text x="{at}" y="57" text-anchor="middle">{label}</text>')
+    tone = 2 if target is None or mean >= target else 6
+    left, right = scale(low), scale(high)
+    parts.append(
+        f'<rect class="f{tone} band" x="{left:.1f}" y="22" width="{max(1.0, right - left):.1f}" height="12"/>'
+    )
+    parts.append(f'<circle class="f{tone}" cx="{scale(mean):.1f}" cy="28" r="5"/>')
+    if target is not None:
+        x = scale(target)
+        anchor = "start" if x < 240 else "end"
+        parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="40"/>')
+        parts.append(
+            f'<text class="ink" x="{x + (5 if x < 240 else -5):.1f}" y="15" text-anchor="{anchor}">'
+            f"promised {target:g}</text>"
+        )
+    parts.append("</svg>")
+    return "".join(parts)

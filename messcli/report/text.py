@@ -104,6 +104,14 @@ def energy_lines(report: Report) -> list[str]:
     return text
 
 
+def joules_words(joules: float) -> str:
+    """Joules with four digits: "97.31 J", "1.204 kJ", "35.2 MJ"."""
+    for unit, size in (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3)):
+        if abs(joules) >= size:
+            return f"{joules / size:.4g} {unit}"
+    return f"{joules:.4g} J"
+
+
 def saved_words(share: float) -> str:
     """A saved part, which may be negative, in words."""
     return f"{share:.1%} saved" if share >= 0 else f"{-share:.1%} MORE"
