@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -42,6 +44,25 @@ def expected() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
+def test_the_verbs_of_the_justfile_are_there() -> None:
+    just = shutil.which("just") or shutil.which("just", path=Path(sys.executable).parent)
+    if just is None:
+        pytest.skip("just isn't installed: pip install rust-just")
+    dump = subprocess.run(
+        [just, "--dump", "--dump-format", "json"], cwd=ROOT, capture_output=True, check=True
+    )
+    recipes = json.loads(dump.stdout)["recipes"]
+    assert {"test", "slow", "coverage", "lint", "format", "golden", "bench", "docs", "gpu", "ci"} <= set(
+        recipes
+    )
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`just ([a-z]+)", contributing))
+    assert told <= set(recipes)
+    assert {"test", "lint", "golden", "docs"} <= told
+    for file in re.findall(r"tools/[\w/]+\.py", (ROOT / "justfile").read_text(encoding="utf-8")):
+        assert (ROOT / file).is_file()
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_code_zoo_and_manual(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
@@ -70,6 +91,7 @@ def test_the_source_archive_holds_what_a_packager_needs(tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert tops <= {
         "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "constraints-cpu.txt", "docs",
-        "man", "messcli", "pyproject.toml", "samples", "tests", ".gitignore",
+        "man", "messcli", "pyproject.toml", "samples", "tests", "tools", "justfile", ".gitignore",
+        ".pre-commit-config.yaml",
     }  # fmt: skip
     assert not [name for name in names if name.endswith((".pyc", ".state", ".state.lock", ".partial"))]
