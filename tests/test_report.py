@@ -86,9 +86,10 @@ def test_energy_adds_up_by_model_and_kind(finished, rows):
     assert parts["served"] == pytest.approx(sum(row["joules"] or 0 for row in rows))
     saved = report.savings
     assert saved.largest == "large"
-    assert saved.share == pytest.approx(1 - saved.billed_joules / saved.largest_joules)
-    assert saved.share_with_overhead == saved.share  # a replay has no overhead
-    assert "explorations" in saved.basis
+    assert saved.total_joules == saved.billed_joules  # a replay has no overhead
+    assert saved.of_largest == pytest.approx(saved.billed_joules / saved.largest_joules)
+    assert saved.share == pytest.approx(1 - saved.of_largest)
+    assert "answers here" in saved.basis
 
 
 def test_overhead_is_told_apart(tmp_path, monkeypatch):
@@ -100,7 +101,29 @@ def test_overhead_is_told_apart(tmp_path, monkeypatch):
     report = make_report(str(tmp_path / "o.jsonl.state"))
     assert report.energy[-1]["kind"] == "overhead"
     assert report.savings.overhead_joules == pytest.approx(report.energy[-1]["joules"] / 9)
-    assert report.savings.share_with_overhead <= report.savings.share
+    saved = report.savings
+    assert saved.total_joules == pytest.approx(saved.billed_joules + saved.overhead_joules)
+    assert saved.of_largest == pytest.approx(saved.total_joules / saved.largest_joules)
+    text = "\n".join(report_lines(report))
+    assert f"at least {saved.of_largest:.0%} of everything on large" in text
+    assert text.count("of everything on large") == 1  # one headline
+
+
+def test_beside_a_measured_run_of_the_largest(tmp_path, monkeypatch):
+    zoo = write_zoo(tmp_path, monkeypatch)
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in requests(9)))
+    for name, policy in (("o", "mess+"), ("l", "largest")):
+        out = str(tmp_path / f"{name}.jsonl")
+        route(RouteConfig.of(str(tmp_path / "in.jsonl"), out, zoo=str(zoo), meter="estimate", policy=policy))
+    ours, largest = str(tmp_path / "o.jsonl.state"), str(tmp_path / "l.jsonl.state")
+    saved = make_report(ours, beside=largest).savings
+    run = make_report(largest)
+    assert saved.largest_joules == pytest.approx(sum(row["joules"] for row in run.energy) / 9)
+    assert saved.of_largest == pytest.approx(saved.total_joules / saved.largest_joules)
+    assert saved.basis == "measured over 9 requests, overhead included"
+    for other, told in ((ours, "its policy is mess+"), (str(tmp_path / "o.jsonl"), "is no state")):
+        with pytest.raises(InputError, match=told):
+            make_report(ours, beside=other)
 
 
 def test_an_output_file_tells_what_it_holds_and_what_is_missing(finished):
@@ -110,8 +133,9 @@ def test_an_output_file_tells_what_it_holds_and_what_is_missing(finished):
     assert output.mix == state.mix
     assert output.billed_joules == pytest.approx(state.billed_joules)
     assert output.reliability == state.reliability
-    assert output.savings.share == pytest.approx(state.savings.share)
-    assert output.savings.share_with_overhead is None
+    assert output.savings.billed_joules == pytest.approx(state.savings.billed_joules)
+    assert output.savings.overhead_joules is None
+    assert "overhead (loading, learning, idle) isn't known" in "\n".join(report_lines(output))
     text = "\n".join(report_lines(output))
     assert "overhead joules" in text
     assert "out.jsonl.state" in text

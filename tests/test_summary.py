@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from messcli.energy.load import StepPoint, fitted
 from messcli.jobs.summary import Summary, Tally
 from messcli.records import Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN
@@ -59,9 +65,57 @@ def test_the_summary_says_what_was_counted() -> None:
         "first error  model failed",
         "served by    large 1 (50%)",
         "period       2026-12: 6 of 100 requests",
-        "energy       8 J billed (rapl), 4 J per request, explorations included; 1.5 J overhead "
+        "energy       9.5 J in all: 8 J billed (rapl), explorations included, and 1.5 J overhead "
         "(1 J rapl, 0.5 J estimate)",
-        "against      8 J per request, the mean of what large answered: 50% of that "
-        "(fuller batches cost less: --policy largest measures it)",
+        "against      4.75 J per request in all, at least 59% of everything on large (at most 8 J)",
+        "basis        the mean of its answers here, in batches as they came; fuller ones take less, as `messcli "
+        "calibrate` measures",
         "unmetered    1 requests whose joules aren't known",
     ]
+
+
+def calibrated(meter: str = "rapl") -> Tally:
+    """The largest was calibrated: a step takes 4 J + 1 J per request running, a prompt token 0.5 J."""
+    points = [StepPoint(b, 4.0 + b, 0.1) for b in (1.0, 4.0, 16.0)]
+    load = fitted(points, joules_per_prompt_token=0.5)
+    model = SimpleNamespace(name="large", meter=meter, load=load, joules=lambda characters: 7.0)
+    calibration = SimpleNamespace(of=lambda name: model)
+    controller = create_controller(Setup(policy="largest"), 2, {DEFAULT_PLAN: 0.5})
+    return Tally(("small", "large"), controller, calibration)  # type: ignore[arg-type]
+
+
+def answer(joules: float, prompt_tokens: int, output_tokens: int) -> Outcome:
+    return Outcome("x", None, joules, prompt_tokens, output_tokens, meter="rapl")
+
+
+def test_the_total_is_compared_with_the_largest_at_full_load() -> None:
+    counted = calibrated()
+    counted.add(settled(1, answer(2.0, 10, 4), answer(60.0, 10, 4)))
+    counted.add(settled(2, answer(2.0, 10, 4), answer(60.0, 30, 8)))
+    counted.add(settled(3, answer(2.0, 10, 4)))
+    counted.add_overhead({"rapl": 24.0})
+    summary = summary_of(counted)
+    assert summary.total_joules == 150.0
+    assert summary.alone is not None
+    expected = 20 * 0.5 + 6 * (4.0 + 16) / 16  # mean lengths, the fullest load that was measured
+    assert summary.alone.joules == pytest.approx(expected)
+    assert summary.alone.error == pytest.approx(0.0, abs=1e-9)
+    against = next(line for line in summary.text() if line.startswith("against"))
+    assert f"50 J per request in all, {50 / expected:.0%} of everything on large" in against
+    assert summary.alone.basis == "the cost model at full load, lengths of 2 answers seen"
+    assert "at least" not in against
+
+
+def test_a_cost_model_of_another_meter_is_not_compared_with() -> None:
+    counted = calibrated("nvml")
+    counted.add(settled(1, answer(2.0, 10, 4), answer(60.0, 10, 4)))
+    alone = summary_of(counted).alone
+    assert alone is not None
+    assert alone.at_most
+
+
+def test_a_run_of_the_largest_alone_is_compared_with_nothing() -> None:
+    counted = tally()
+    line = settled(1, Outcome("x", None, 2.0, meter="rapl"), Outcome("x", None, 6.0, meter="rapl"))
+    counted.add(replace(line, outcomes={1: line.outcomes[1]}))
+    assert not [line for line in summary_of(counted).text() if line.startswith("against")]

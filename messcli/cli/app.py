@@ -568,7 +568,12 @@ _with_options_of(route, "learn", "predictor")(simulate)
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--html", "html_path", metavar="FILE", help="Also write one self-contained page.")
-def report(path: str, alpha: float | None, as_json: bool, html_path: str | None) -> None:
+@click.option(
+    "--beside",
+    metavar="STATE",
+    help="Of the same input's run with --policy largest: compare with what it took.",
+)
+def report(path: str, alpha: float | None, as_json: bool, html_path: str | None, beside: str | None) -> None:
     """Report on a state (even while a run goes on) or on an output file of `route`.
 
     \b
@@ -581,7 +586,7 @@ def report(path: str, alpha: float | None, as_json: bool, html_path: str | None)
     from messcli.report import make_report
     from messcli.report.text import report_lines
 
-    found = make_report(path, alpha)
+    found = make_report(path, alpha, beside)
     if html_path is not None:
         from messcli.files.sinks import write_text
         from messcli.report.page import page

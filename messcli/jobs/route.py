@@ -143,7 +143,7 @@ def run_job(
         else:
             state.suspend()
         _, period_requests = state.period(terms.period) or (None, 0)
-        return tally.summary(
+        summary = tally.summary(
             already_done=feed.already_done,
             largest_joules=state.mean_joules(zoo.largest.name),
             metric=metric.signature,
@@ -152,6 +152,9 @@ def run_job(
             period_requests=period_requests,
             stopped_by=None if ended else stop.signal,
         )
+        if summary.alone is not None:  # for reports: a state doesn't hold what it rests on
+            state.set_meta("alone", summary.alone.as_json())
+        return summary
 
 
 def _check(config: RouteConfig) -> None:

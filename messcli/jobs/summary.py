@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from messcli.calibration.file import Calibration
 from messcli.metrics import keeps
 from messcli.records import Rejected
+from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline
 from messcli.routing.controller import Controller
 from messcli.routing.loop import Settled
 from messcli.routing.sla import Account
@@ -72,8 +73,9 @@ class Summary:
     accounts: Mapping[str, Account]  # plan -> ledger, all runs of the period
     alphas: Mapping[str, float]
     unreachable: tuple[str, ...]  # plans whose alpha is above what the zoo can reach
-    largest: str
-    largest_joules: float | None  # mean joules of the largest model, over all its calls that were read
+    alone: (
+        Alone | None
+    )  # what everything on the largest model takes; None: unknown, or nothing else was asked
     metric: str  # its signature
     serve: str  # what explorations served
     predicted: Mapping[str, PredictionError]  # by how: "calibration" alone, and "adapted" to what was read
@@ -87,6 +89,11 @@ class Summary:
     def overhead_joules(self) -> float:
         """Of this run, by all meters."""
         return sum(self.overhead.values())
+
+    @property
+    def total_joules(self) -> float:
+        """Of this run: what requests were billed, and all overhead."""
+        return self.billed_joules + self.overhead_joules
 
     @property
     def sla_missed(self) -> bool:
@@ -149,27 +156,22 @@ class Summary:
         return "; ".join(parts)
 
     def _energy_rows(self) -> Iterator[tuple[str, str]]:
-        per_request = self.billed_joules / self.routed
         by_meter = ", ".join(f"{joules:.4g} J {meter}" for meter, joules in self.overhead.items())
+        meters = "/".join(self.meters) or "no meter"
         yield (
             "energy",
-            f"{self.billed_joules:.4g} J billed ({'/'.join(self.meters) or 'no meter'}), "
-            f"{per_request:.4g} J per request, explorations included; {self.overhead_joules:.4g} J overhead"
+            f"{self.total_joules:.4g} J in all: {self.billed_joules:.4g} J billed ({meters}), explorations included, "
+            f"and {self.overhead_joules:.4g} J overhead"
             + (f" ({by_meter})" if set(self.overhead) - set(self.meters) else ""),
         )
+        if self.alone is not None:
+            yield "against", headline(self.total_joules / self.routed, self.alone)
+            yield "basis", self.alone.basis
         for how, error in self.predicted.items():
             what = "as calibrated" if how == "calibration" else "as adapted to readings"
             yield (
                 "E_m(t)",
                 f"{what}: {error.mean:.0%} off on average (MAPE of {error.calls} readings), {error.bias:+.0%} in sum",
-            )
-        if self.largest_joules:
-            alone = self.served.get(self.largest) == self.routed
-            yield (
-                "against",
-                f"{self.largest_joules:.4g} J per request, the mean of what {self.largest} answered: "
-                f"{per_request / self.largest_joules:.0%} of that"
-                + ("" if alone else " (fuller batches cost less: --policy largest measures it)"),
             )
         if self.unmetered:
             yield "unmetered", f"{self.unmetered} requests whose joules aren't known"
@@ -194,6 +196,8 @@ class Tally:
         self._billed = 0.0
         self._overhead: Counter[str] = Counter()
         self._meters: dict[str, None] = {}
+        self._asked: set[int] = set()  # models
+        self._lengths = Lengths()  # of the largest model's answers
         self._predicted: dict[str, PredictionError] = {}
         self._other_meter: str | None = None  # than the calibration's
         self._told_other_meter = False
@@ -213,9 +217,12 @@ class Tally:
             self._served[self._names[line.served]] += 1
         if line.billed_joules is None:
             self._unmetered += 1
+        self._asked.update(line.outcomes)
         for m, outcome in line.outcomes.items():
             if outcome.meter:
                 self._meters[outcome.meter] = None
+            if m == len(self._names) - 1 and outcome.prompt_tokens and outcome.output_tokens is not None:
+                self._lengths.add(outcome.prompt_tokens, outcome.output_tokens)
             if outcome.joules:
                 self._billed += outcome.joules
                 self._compare(line, m, outcome.joules, outcome.meter)
@@ -235,6 +242,25 @@ class Tally:
             alone.add(model.joules(len(line.request.prompt)), joules)
             if meter not in (model.meter, "replay", None):
                 self._other_meter = f"{meter}, and its calibration was by {model.meter}"
+
+    def _alone(self, largest_joules: float | None) -> Alone | None:
+        """What everything on the largest takes: by its cost model where readings and calibration are of one meter."""
+        largest = self._names[-1]
+        if self._asked == {len(self._names) - 1}:  # this run is it
+            return None
+        if self._calibration is not None and self._lengths.answers and self._other_meter is None:
+            model = self._calibration.of(largest)
+            if model.load is not None and set(self._meters) == {model.meter}:
+                return by_cost_model(largest, model.load, self._lengths)
+        if not largest_joules:
+            return None
+        recorded = set(self._meters) == {"replay"}
+        basis = "the mean of its answers here" + (
+            ""
+            if recorded
+            else ", in batches as they came; fuller ones take less, as `messcli calibrate` measures"
+        )
+        return by_answers(largest, largest_joules, None, basis, recorded=recorded)
 
     def add_overhead(self, joules: Mapping[str, float]) -> None:
         """Count joules that belong to no request, by meter."""
@@ -278,7 +304,7 @@ class Tally:
         self,
         *,
         already_done: int,
-        largest_joules: float | None,
+        largest_joules: float | None,  # mean over all its answers that were read, those of earlier runs too
         metric: str,
         period: str,
         horizon: int | None,
@@ -300,8 +326,7 @@ class Tally:
             accounts={p: account for p, account in self._controller.accounts.items() if p in settings.alphas},
             alphas=settings.alphas,
             unreachable=tuple(sorted(self._unreachable)),
-            largest=self._names[-1],
-            largest_joules=largest_joules,
+            alone=self._alone(largest_joules),
             metric=metric,
             serve=settings.serve,
             predicted=self._predicted,

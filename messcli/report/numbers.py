@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from messcli.metrics import keeps
+from messcli.report.bill import Alone, by_answers, headline, of_largest
 
 Floats = NDArray[np.float64]
 
@@ -73,21 +74,24 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """Against the largest model answering everything."""
+    """The total beside the largest model answering everything. Joules are per request."""
 
     largest: str
-    largest_joules: float  # its mean per request
-    largest_error: float  # standard error of that mean
-    basis: str
-    billed_joules: float  # per request
-    overhead_joules: float | None  # per request; None where it isn't known
-    share: float  # saved part of what requests were billed; < 0: it cost more
-    share_with_overhead: float | None  # the same with all overhead counted as ours
+    largest_joules: float  # everything on it
+    largest_error: float  # of that, in joules: of the cost model, or the standard error of a mean
+    at_most: bool  # `largest_joules` is no less than it would be: batches were smaller than full ones
+    basis: str  # of `largest_joules`
+    billed_joules: float
+    overhead_joules: float | None  # None where it isn't known: the total is what was billed
+    total_joules: float
+    of_largest: float  # total / largest
+    share: float  # 1 - of_largest: the saved part; < 0: it took more
 
-    @property
-    def headline(self) -> float:
-        """The saved part of the total, as far as the total is known."""
-        return self.share if self.share_with_overhead is None else self.share_with_overhead
+    def words(self) -> str:
+        """The one comparison, for people; `basis` belongs beside it."""
+        error = self.largest_error / self.largest_joules
+        alone = Alone(self.largest, self.largest_joules, error or None, self.at_most, self.basis)
+        return headline(self.total_joules, alone, overhead_known=self.overhead_joules is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,7 @@ def summed_up(
     settings: dict[str, Any],
     metric: str | None,
     missing: list[str],
+    alone: Alone | None = None,
 ) -> Report:
     """The report on `ledger`.
 
@@ -210,6 +215,7 @@ def summed_up(
         of_period: how many of the last requests belong to the open period.
         names: the models, smallest first, as far as they are known.
         energy, periods, settings, metric, missing: as `Report` has them.
+        alone: what everything on the largest takes, where a run has found it out.
     """
     columns = ledger.columns()
     models = np.array([model or "" for model in ledger.models], dtype=object)
@@ -246,7 +252,7 @@ def summed_up(
         billed_joules=float(np.nansum(billed)),
         overhead_joules=overhead,
         unmetered=int(np.isnan(billed[served]).sum()),
-        savings=_savings(columns, models, order[-1] if order else None, overhead),
+        savings=_savings(columns, models, order[-1] if order else None, overhead, alone),
         reliability=_reliability(columns, models),
         series=_series(columns, models, order),
         settings=settings,
@@ -296,36 +302,61 @@ def mean_interval(values: Floats) -> Interval:
 
 
 def _savings(
-    columns: Mapping[str, Floats], models: NDArray[Any], largest: str | None, overhead: float | None
+    columns: Mapping[str, Floats],
+    models: NDArray[Any],
+    largest: str | None,
+    overhead: float | None,
+    alone: Alone | None,
 ) -> Savings | None:
-    billed, joules = columns["billed_joules"], columns["joules"]
+    billed = columns["billed_joules"]
     paid = ~np.isnan(billed)
-    own = (models == largest) & ~np.isnan(joules)
-    by_chance = own & (columns["explored"] == 1.0)
-    if largest is None or not own.any() or not paid.any():
+    if alone is None and largest is not None:
+        alone = _by_its_answers(columns, models, largest)
+    if alone is None or not paid.any() or not alone.joules:
         return None
+    extra = None if overhead is None else overhead / int(paid.sum())
+    return _beside(float(billed[paid].mean()), extra, alone)
+
+
+def compared(report: Report, alone: Alone) -> Report:
+    """The report with its total beside another figure for everything on the largest."""
+    saved = report.savings
+    if saved is None:
+        return report
+    return replace(report, savings=_beside(saved.billed_joules, saved.overhead_joules, alone))
+
+
+def _beside(billed: float, overhead: float | None, alone: Alone) -> Savings:
+    total = billed + (overhead or 0.0)
+    return Savings(
+        largest=alone.model,
+        largest_joules=alone.joules,
+        largest_error=(alone.error or 0.0) * alone.joules,
+        at_most=alone.at_most,
+        basis=alone.basis,
+        billed_joules=billed,
+        overhead_joules=overhead,
+        total_joules=total,
+        of_largest=of_largest(total, alone),
+        share=1.0 - of_largest(total, alone),
+    )
+
+
+def _by_its_answers(columns: Mapping[str, Floats], models: NDArray[Any], largest: str) -> Alone | None:
+    joules = columns["joules"]
+    own = (models == largest) & ~np.isnan(joules)
+    if not own.any():
+        return None
+    by_chance = own & (columns["explored"] == 1.0)
     if by_chance.sum() >= MINIMUM:
-        chosen, basis = by_chance, "explorations, which a coin picked, not difficulty"
+        chosen, which = by_chance, "explorations, which a coin picked, not difficulty"
     else:
-        chosen, basis = (
-            own,
-            "requests it served, with few explorations among them: harder ones, small batches may weigh in",
-        )
+        chosen, which = own, "requests it served, with few explorations among them: harder ones may weigh in"
     values = joules[chosen]
     mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    per_request = float(billed[paid].mean())
-    extra = None if overhead is None else overhead / int(paid.sum())
-    return Savings(
-        largest=largest,
-        largest_joules=mean,
-        largest_error=error if math.isfinite(error) else 0.0,
-        basis=f"its mean over {len(values)} {basis}",
-        billed_joules=per_request,
-        overhead_joules=extra,
-        share=1.0 - per_request / mean if mean else 0.0,
-        share_with_overhead=None if extra is None or not mean else 1.0 - (per_request + extra) / mean,
-    )
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    basis = f"its mean over {len(values)} {which}; in batches as they came"
+    return by_answers(largest, mean, error / mean if mean else None, basis, recorded=False)
 
 
 def _reliability(columns: Mapping[str, Floats], models: NDArray[Any]) -> Reliability | None:

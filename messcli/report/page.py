@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from messcli.report.numbers import LEVEL, Promise, Reliability, Report
+from messcli.report.numbers import LEVEL, Promise, Reliability, Report, Savings
 from messcli.report.svg import STYLE, Chart, Series, interval_picture
-from messcli.report.text import joules_words, saved_words
+from messcli.report.text import joules_words
 
 _TONES = {"kept": "good", "missed": "bad"}
 _KINDS = ("served", "exploration", "overhead")
@@ -70,12 +70,19 @@ def _headline(report: Report) -> dict[str, str]:
     if saved is None:
         found["against"] = f"{requests}. What the largest model alone would have taken isn't known."
     else:
-        share = saved.headline
-        found["saved"] = f"{abs(share):.0%} {'less' if share >= 0 else 'more'}"
+        share = saved.share
+        found["saved"] = f"{_at_least(saved)}{abs(share):.0%} {'less' if share >= 0 else 'more'}"
         found["tone"] = "good" if share > 0 else "bad"
         alone = joules_words(saved.largest_joules * report.requests)
-        found["against"] = f"{requests}, against about {alone} of answers with {saved.largest} alone."
+        found["against"] = f"{requests}, against {alone} with {saved.largest} alone: {saved.basis}."
     return found
+
+
+def _at_least(saved: Savings) -> str:
+    """Full batches of the largest take less than `largest_joules`: less is saved, or more is lost, than is said."""
+    if not saved.at_most:
+        return ""
+    return "at most " if saved.share >= 0 else "at least "
 
 
 def _promise(promise: Promise) -> dict[str, Any]:
@@ -140,14 +147,12 @@ def _cards(report: Report) -> Iterator[dict[str, str]]:
     }
     saved = report.savings
     if saved is not None:
-        share = saved.headline
+        share = saved.share
         yield {
             "title": "Saved" if share >= 0 else "Spent more",
-            "big": f"{abs(share):.0%}",
+            "big": f"{_at_least(saved)}{abs(share):.0%}",
             "tone": "good" if share > 0 else "bad",
-            "note": f"without overhead: {saved_words(saved.share)}"
-            if saved.share_with_overhead is not None
-            else "of what was billed",
+            "note": saved.words(),
         }
     yield {
         "title": "Requests",
@@ -278,16 +283,13 @@ def _energy(report: Report) -> Iterator[str]:
     saved = report.savings
     if saved is not None:
         overhead = (
-            "Overhead isn't known"
-            if saved.share_with_overhead is None
-            else f"With {saved.overhead_joules:.4g} J of overhead per request counted as ours: "
-            f"{saved_words(saved.share_with_overhead)}"
+            "overhead isn't known and not counted"
+            if saved.overhead_joules is None
+            else f"{saved.overhead_joules:.4g} J overhead"
         )
         yield (
-            f"{saved.billed_joules:.4g} J billed per request, explorations included; {saved.largest} alone about "
-            f"{saved.largest_joules:.4g} ± {saved.largest_error:.2g} J: {saved_words(saved.share)}. {overhead}. "
-            f"Basis: {saved.basis}. {saved.largest}'s own overhead isn't counted, and fuller batches would "
-            "have cost it less."
+            f"{saved.words()}. Per request: {saved.billed_joules:.4g} J billed, explorations included, and {overhead}. "
+            f"Basis: {saved.basis}."
         )
     if report.unmetered:
         yield f"{report.unmetered:,} requests whose joules aren't known are in no sum."

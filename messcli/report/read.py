@@ -17,20 +17,43 @@ import numpy as np
 
 from messcli.errors import InputError, StateError
 from messcli.files.requests import STDIN, open_input
-from messcli.report.numbers import Ledger, Report, summed_up
+from messcli.report.bill import Alone
+from messcli.report.numbers import Ledger, Report, compared, summed_up
 from messcli.state.database import APPLICATION_ID, SCHEMA_VERSION
 
 
-def make_report(path: str, alpha: float | None = None) -> Report:
+def make_report(path: str, alpha: float | None = None, beside: str | None = None) -> Report:
     """Read a state or an output file.
 
     Args:
         alpha: the target, for an output file: it doesn't hold it. A state knows its own.
+        beside: the state of a run in which the largest model answered the same requests: compared with what it took.
 
     Raises:
         InputError, StateError: the file is missing or is neither.
     """
-    return _from_state(path) if path != STDIN and _is_database(path) else _from_output(path, alpha)
+    report = _from_state(path) if path != STDIN and _is_database(path) else _from_output(path, alpha)
+    return report if beside is None else compared(report, _measured(beside))
+
+
+def _measured(path: str) -> Alone:
+    """What a run with nothing but the largest model took, its overhead included."""
+    if not _is_database(path):
+        raise InputError(f"--beside {path}: is no state. Name the state of a run with --policy largest")
+    run = _from_state(path)
+    policy = run.settings.get("policy")
+    if policy != "largest":
+        raise InputError(
+            f"--beside {path}: its policy is {policy}. Name the state of a run with --policy largest"
+        )
+    if run.unmetered or not run.requests:
+        raise InputError(
+            f"--beside {path}: not all of its joules are known. Run it again with a meter that works"
+        )
+    joules = sum(row["joules"] for row in run.energy) / run.requests
+    return Alone(
+        list(run.mix)[-1], joules, None, False, f"measured over {run.requests} requests, overhead included"
+    )
 
 
 def _is_database(path: str) -> bool:
@@ -102,6 +125,7 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         settings=settings,
         metric=signature.get("metric"),
         missing=[],
+        alone=Alone(**meta["alone"]) if meta.get("alone") else None,
     )
 
 

@@ -89,17 +89,13 @@ def energy_lines(report: Report) -> list[str]:
     if saved is None:
         text.append("savings: unknown, the largest model was never read")
         return text
-    text.append(
-        f"against {saved.largest} for everything: {saved.billed_joules:.4g} J billed per request against "
-        f"{saved.largest_joules:.4g} ± {saved.largest_error:.2g} J: {saved_words(saved.share)}"
+    overhead = (
+        "overhead (loading, learning, idle) isn't known and not counted"
+        if saved.overhead_joules is None
+        else f"{saved.billed_joules:.4g} J billed and {saved.overhead_joules:.4g} J overhead"
     )
-    if saved.share_with_overhead is None:
-        text.append("  overhead (loading, learning, idle) isn't known and not counted")
-    else:
-        text.append(
-            f"  with all overhead ({saved.overhead_joules:.4g} J per request: loading, learning, idle) counted as "
-            f"ours: {saved_words(saved.share_with_overhead)}"
-        )
+    text.append(saved.words())
+    text.append(f"  per request: {overhead}")
     text.append(f"  basis: {saved.basis}")
     return text
 
@@ -110,11 +106,6 @@ def joules_words(joules: float) -> str:
         if abs(joules) >= size:
             return f"{joules / size:.4g} {unit}"
     return f"{joules:.4g} J"
-
-
-def saved_words(share: float) -> str:
-    """A saved part, which may be negative, in words."""
-    return f"{share:.1%} saved" if share >= 0 else f"{-share:.1%} MORE"
 
 
 def _queue_line(series: Series) -> str:
