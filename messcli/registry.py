@@ -162,7 +162,10 @@ METERS = Registry(
     "messcli.meters",
     {
         "nvml": "messcli.energy.nvml:NVML",
+        "amd": "messcli.energy.amd:AMD",
         "rapl": "messcli.energy.cpu:RAPL",
+        "apple": "messcli.energy.apple:APPLE",
+        "command": "messcli.energy.command:COMMAND",
         "estimate": "messcli.energy.cpu:ESTIMATE",
     },
     MeterError,

@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ BUNDLED_ZOO = Path(__file__).parent / "bundled" / "zoo.toml"
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 _DTYPE_NICKNAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 # options that have a place of their own: naming them twice would let one silently win
@@ -131,9 +132,10 @@ class Zoo:
     metric: str | None = None
     tokenizer: str | None = None  # how a metric of words splits text; None: by script
     plans: Mapping[str, float] = field(default_factory=dict)  # plan name -> its own alpha
-    energy: Mapping[str, float] = field(default_factory=dict)  # cpu_watts: for the estimate
+    energy: Mapping[str, Any] = field(default_factory=dict)  # what [energy] says of meters
     description: str | None = None
     path: Path | None = None  # the file it was read from
+    found: bool = False  # it lay in the working folder, and nobody named it: it may be a stranger's
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,6 +146,25 @@ class Zoo:
     def largest(self) -> ModelSpec:
         """The last one listed: declared, never inferred from parameter counts."""
         return self.models[-1]
+
+    def metering(self, choice: str) -> dict[str, Any]:
+        """What `open_meter` is to be told: `choice` of `--meter`, and [energy].
+
+        Raises ZooError where a program would run that a found file names.
+        """
+        choice = self.energy.get("meter", choice) if choice == "auto" else choice
+        command = self.energy.get("command", ())
+        if command and choice == "command" and self.found:
+            raise ZooError(
+                f"{self.path}: was found in the working folder, and its [energy] command would run a program. If you "
+                f"trust it, name it: --zoo {self.path}"
+            )
+        return {
+            "choice": choice,
+            "cpu_watts": self.energy.get("cpu_watts"),
+            "command": command,
+            "command_seconds": self.energy.get("command_seconds"),
+        }
 
     def signature(self) -> dict[str, Any]:
         """What defines the members, JSON-able; two zoos with equal signatures give the same answers."""
@@ -191,7 +212,8 @@ def load_zoo(path: str | os.PathLike[str] | None = None) -> Zoo:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ZooError(_toml_message(file, text, str(error))) from None
-    return _parse(document, file)
+    zoo = _parse(document, file)
+    return replace(zoo, found=path is None and file == Path("zoo.toml"))
 
 
 def _toml_message(file: Path, text: str, message: str) -> str:
@@ -293,6 +315,16 @@ def _numbers(*known: str) -> Callable[[object], dict[str, float]]:
     return check
 
 
+def _command(value: object) -> tuple[str, ...]:
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:  # a quote that isn't closed
+        raise _BadValue(f"is no command: {error}, in {shown(value)}") from None
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise _BadValue(f'must be a command, such as "read-joules --plug 3", not {shown(value)}')
+    return tuple(words)
+
+
 def _device(value: object) -> str:
     text = _string(value)
     if _DEVICE.fullmatch(text) is None:
@@ -380,7 +412,12 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
 }
 _SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "calibration"}
 _SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string, "tokenizer": _string}
-_ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {"cpu_watts": _positive("a number of watts above 0")}
+_ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
+    "meter": _string,
+    "cpu_watts": _positive("a number of watts above 0"),
+    "command": _command,
+    "command_seconds": _positive("a number of seconds above 0"),
+}
 _TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
 
 

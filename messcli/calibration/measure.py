@@ -188,7 +188,7 @@ def calibrate(
     started = time.monotonic()
     zoo = load_zoo(config.zoo)
     if config.meter.startswith("replay:"):
-        raise UsageError("--meter replay reads no energy. Calibrate with auto, nvml, rapl or estimate")
+        raise UsageError("--meter replay reads no energy. Calibrate with auto, or a meter that reads")
     output = config.output or str(default_path(zoo))
     budget = config.budget_seconds or (QUICK_SECONDS if config.quick else BUDGET_SECONDS)
     backends = [_exact_backend(spec, config.batch_size) for spec in zoo.models]
@@ -197,7 +197,7 @@ def calibrate(
         stop = stack.enter_context(stop_signals(tell, "cell"))
         kept = stack.enter_context(Kept.open(output))
         devices = dict.fromkeys(device for backend in backends for device in backend.devices)
-        meter = open_meter(config.meter, tuple(devices), zoo.energy.get("cpu_watts"))
+        meter = open_meter(devices=tuple(devices), **zoo.metering(config.meter))
         stack.callback(meter.close)
         for line in meter.describe():
             tell(line)

@@ -63,6 +63,8 @@ class MeterOptions:
 
     cpu_watts: float | None = None  # per busy core, for the estimate ([energy] cpu_watts); None: the default
     others: Sequence[Callable[[], float]] = ()  # each tells CPU seconds of other processes that run models
+    command: Sequence[str] = ()  # [energy] command: prints cumulative joules of the host
+    command_seconds: float | None = None  # between two updates of what it prints
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class MeterKind:
     devices: tuple[str, ...]  # what `auto` takes it for, by the part of the device's name before ":"
     host: bool = False  # one counter stands for every device that is given to it
     measures: bool = True  # False: reckoned, not read; `auto` takes it last
+    there: Callable[[], bool] = lambda: True  # whether this machine may have one; `auto` asks no other
 
 
 class Heartbeat:

@@ -118,11 +118,14 @@ def open_meter(
     devices: Sequence[str],
     cpu_watts: float | None = None,
     others: Sequence[Callable[[], float]] = (),
+    command: Sequence[str] = (),
+    command_seconds: float | None = None,
 ) -> Meter:
     """A meter over `devices`, as `--meter` chose: auto, a name of METERS, or replay:FILE.
 
     `cpu_watts` is watts per busy core for the estimate (`[energy] cpu_watts`; None: the default), and
-    `others` tell it CPU seconds of other processes that run models. A
+    `others` tell it CPU seconds of other processes that run models; `command` (`[energy] command`) is the
+    program behind the meter of that name, updated every `command_seconds`. A
     named meter that can't serve every device is refused; `auto` takes the best per device and
     `Meter.describe` says which. Raises MeterError with the cure, UsageError for an unknown choice.
     """
@@ -130,6 +133,7 @@ def open_meter(
         return Meter({}, {}, choice=choice, replay=Replay(choice.removeprefix("replay:")))
     check_choice(choice)
 
+    options = MeterOptions(cpu_watts, others, command, command_seconds)
     counters: dict[str, Counter] = {}
     sources: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
@@ -137,9 +141,9 @@ def open_meter(
         for device in _expand(choice, devices, notes):
             source = CPU if choice != AUTO and _kind(choice).host else device
             if source not in counters:
-                counters[source] = _open(choice, device, MeterOptions(cpu_watts, others), notes)
+                counters[source] = _open(choice, device, options, notes)
             sources[device] = (source,)
-            if source != device:
+            if source != device and not _kind(choice).measures:
                 notes.append(f"{device}: the estimate counts CPU seconds, and not what {device} itself draws")
     except MeterError:
         for counter in counters.values():
@@ -179,7 +183,7 @@ def _open(choice: str, device: str, options: MeterOptions, notes: list[str]) -> 
                 f"{', '.join(kind.devices)}). Take --meter auto, which finds a meter per device"
             )
         return kind.open(device, options)
-    candidates = [name for name in _preferred(notes) if family in _kind(name).devices]
+    candidates = [name for name in _preferred(notes) if family in _kind(name).devices and _kind(name).there()]
     if not candidates:
         raise MeterError(f"no meter reads device {device}. Take --meter estimate: CPU seconds, marked so")
     return _first(candidates, device, options, notes)

@@ -41,7 +41,7 @@ def open_live(
     if own and running.meter == AUTO:
         devices.setdefault(CPU)  # loading, learning and feeding the cards is overhead, and the CPU's
     others = [backend.cpu_seconds for backend in own if isinstance(backend, OtherProcesses)]
-    meter = open_meter(running.meter, tuple(devices), zoo.energy.get("cpu_watts"), others)
+    meter = open_meter(devices=tuple(devices), others=others, **zoo.metering(running.meter))
     for line in meter.describe():
         tell(line)
     return Live(backends, EnergyLedger(meter), metric, max_loaded=running.max_loaded, weights=weights)

@@ -68,15 +68,15 @@ class _Answer:
 class Worker:
     """One model on one node. Runs inside of an actor, and so one call at a time."""
 
-    def __init__(self, spec: ModelSpec, batch_size: int | None, meter: str, cpu_watts: float | None) -> None:
+    def __init__(self, spec: ModelSpec, batch_size: int | None, metering: Mapping[str, Any]) -> None:
         if spec.device.startswith("cuda"):
             # Ray shows an actor the cards that it was given, and no others
             spec = replace(spec, device="cuda:0")
         self._backend: Backend = create(spec, batch_size=batch_size)
         # a replay is looked up by whoever has the file
         self._meter = None
-        if not meter.startswith(_REPLAY):
-            self._meter = _NodeMeter(open_meter(meter, self._backend.devices, cpu_watts))
+        if not metering["choice"].startswith(_REPLAY):
+            self._meter = _NodeMeter(open_meter(devices=self._backend.devices, **metering))
 
     def load(self) -> list[str]:
         """Load the model. Returns what meters it, for the user."""
@@ -164,13 +164,12 @@ class RayBackend(InBatches):
         ray: Any,
         spec: ModelSpec,
         batch_size: int | None,
-        meter: str,
-        cpu_watts: float | None,
+        metering: Mapping[str, Any],  # as `open_meter` takes it
         shared: _Shared,
     ) -> None:
         self.spec = spec
         self._ray = ray
-        self._arguments = (spec, batch_size, meter, cpu_watts)
+        self._arguments = (spec, batch_size, metering)
         self._shared = shared
         self._actors: list[Any] = []  # that answer
         self._starting: dict[Any, Any] = {}  # ref of load() -> actor
@@ -410,14 +409,14 @@ class _Shared:
 
         Raises UsageError where the cluster has no room for one actor of each.
         """
-        watts = zoo.energy.get("cpu_watts")
+        metering = zoo.metering(meter)
         for spec in zoo.models:
             if spec.backend == "openai":
                 raise UsageError(
                     f'model "{spec.name}" is served already: --engine ray runs models itself. Leave --engine out'
                 )
         self._check_room(zoo)
-        self._backends = [RayBackend(self._ray, spec, batch_size, meter, watts, self) for spec in zoo.models]
+        self._backends = [RayBackend(self._ray, spec, batch_size, metering, self) for spec in zoo.models]
         for backend in self._backends:
             backend.start()
         return self._backends
