@@ -5,6 +5,7 @@ Knows the format of zoo.toml; loads no model, reads no weights and asks no hub.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.errors import ZooError, shown
+from messcli.tariff import HOURS, Tariff
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +44,7 @@ _LOAD_OWN_FIELD = {
     "weights_only": "allow_pickle",
 }
 _GENERATION_OWN_FIELD = {"max_new_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
+_TARIFF = ("price_per_kwh", "grams_per_kwh", "currency", "as_of")
 _ENGINES_SHARE = 0.9  # of a device's memory for all vLLM engines on it
 # what people write beside `path` and transformers takes elsewhere
 _BELONGS_IN = {
@@ -90,6 +93,7 @@ class ModelSpec:
     concurrency: int = 16  # openai: requests under way at a time
     timeout: float = 600.0  # openai: seconds without a sign of an answer
     joules: Mapping[str, float] = field(default_factory=dict)  # openai: request, prompt_token, output_token
+    price: Mapping[str, float] = field(default_factory=dict)  # openai: as `joules`, in [energy] currency
     calibration: str | None = None  # openai: a calibration.json made where the server runs
     replicas: int = 1  # --engine ray: actors that run this model
     resources: Mapping[str, float] = field(default_factory=dict)  # --engine ray: of one actor: CPU, GPU, ...
@@ -146,6 +150,12 @@ class Zoo:
     def largest(self) -> ModelSpec:
         """The last one listed: declared, never inferred from parameter counts."""
         return self.models[-1]
+
+    @property
+    def tariff(self) -> Tariff:
+        """What joules and tokens cost, as the file states it."""
+        stated = {name: self.energy[name] for name in _TARIFF if name in self.energy}
+        return Tariff(**stated, per_token={model.name: model.price for model in self.models if model.price})
 
     def metering(self, choice: str) -> dict[str, Any]:
         """What `open_meter` is to be told: `choice` of `--meter`, and [energy].
@@ -325,6 +335,22 @@ def _command(value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _hourly(value: object) -> tuple[float, ...]:
+    values: list[Any] = value if isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < math.inf:
+            raise _BadValue(f"holds {shown(one)}: must be a number of at least 0, or 24 of them, one an hour")
+    if len(values) not in (1, HOURS):
+        raise _BadValue(f"has {len(values)} numbers: give one, or 24, for the hours of the day")
+    return tuple(float(one) for one in values)
+
+
+def _date(value: object) -> str:
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return _string(value)
+
+
 def _device(value: object) -> str:
     text = _string(value)
     if _DEVICE.fullmatch(text) is None:
@@ -402,6 +428,7 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "concurrency": _count,
     "timeout": _positive("a number of seconds above 0"),
     "joules": _numbers("request", "prompt_token", "output_token"),
+    "price": _numbers("request", "prompt_token", "output_token"),
     "calibration": _string,
     "replicas": _count,
     "resources": _numbers(),
@@ -410,11 +437,15 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "generation": _without(_GENERATION_OWN_FIELD),
     "chat_options": _table,
 }
-_SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "calibration"}
+_SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "price", "calibration"}
 _SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string, "tokenizer": _string}
 _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
     "meter": _string,
     "cpu_watts": _positive("a number of watts above 0"),
+    "price_per_kwh": _hourly,
+    "grams_per_kwh": _hourly,
+    "currency": _string,
+    "as_of": _date,
     "command": _command,
     "command_seconds": _positive("a number of seconds above 0"),
 }

@@ -127,7 +127,7 @@ GROUND = ("__init__", "errors")  # import nothing of messcli; everything may imp
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "records registry",
+        "records registry tariff",
         "signals files metrics zoo energy predict",
         "models routing state",
         "report",

@@ -42,6 +42,7 @@ from messcli.routing.setup import create_controller
 from messcli.routing.source import Asked
 from messcli.signals import NothingInHand, Stop, stop_signals
 from messcli.state.database import Done, State
+from messcli.tariff import Spent, Tariff
 from messcli.zoo import Zoo, load_zoo
 
 # (a finished line, names of the zoo) -> the row to be written
@@ -115,7 +116,7 @@ def run_job(
         source = stack.enter_context(_LazySource(config.running, zoo, metric, calibration, tell))
         if config.running.preload:
             source.open().load()
-        tally = Tally(zoo.names, controller, calibration)
+        tally = Tally(zoo.names, controller, calibration, zoo.tariff)
         writer = _Writer(state, controller, terms.period, tally, zoo.names, job.row, config.writing.columns)
         ended = False
         try:
@@ -134,6 +135,7 @@ def run_job(
         except NothingInHand:  # the lines read for the next window are read again by the next run
             pass
         writer.end(source.take_overhead())
+        _keep_spent(state, tally.spent, zoo.tariff)
         if ended:
             state.finish()
             if feed.failure is not None:
@@ -155,6 +157,15 @@ def run_job(
         if summary.alone is not None:  # for reports: a state doesn't hold what it rests on
             state.set_meta("alone", summary.alone.as_json())
         return summary
+
+
+def _keep_spent(state: State, spent: Spent, tariff: Tariff) -> None:
+    """Add to the state what this run cost: for reports, which see all runs."""
+    if tariff:
+        before = state.meta("spent")
+        total = spent if before is None else Spent(**before["sum"]).plus(spent)
+        kept = {"sum": total.as_json(), "currency": tariff.currency, "basis": tariff.basis}
+        state.set_meta("spent", kept)
 
 
 def _check(config: RouteConfig) -> None:

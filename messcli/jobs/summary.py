@@ -5,8 +5,9 @@ Knows settled requests and the controller's ledger; knows nothing of files, stat
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from messcli.calibration.file import Calibration
@@ -16,6 +17,7 @@ from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headl
 from messcli.routing.controller import Controller
 from messcli.routing.loop import Settled
 from messcli.routing.sla import Account
+from messcli.tariff import FREE, Spent, Tariff
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Summary:
     period: str  # "" until one is named
     horizon: int | None
     period_requests: int  # routed in this period, all runs
+    spent: Spent  # of this run
+    tariff: Tariff  # that `spent` goes by
     stopped_by: int | None = None  # signal number
     first_error: str | None = None  # of this run's rows with `error`
 
@@ -164,6 +168,8 @@ class Summary:
             f"and {self.overhead_joules:.4g} J overhead"
             + (f" ({by_meter})" if set(self.overhead) - set(self.meters) else ""),
         )
+        if cost := self.spent.words(self.tariff.currency):
+            yield "cost", f"{cost} ({self.tariff.basis})"
         if self.alone is not None:
             yield "against", headline(self.total_joules / self.routed, self.alone)
             yield "basis", self.alone.basis
@@ -184,9 +190,21 @@ class Tally:
         names: the zoo's models.
         controller: that decides the run; its ledger is read, never changed.
         calibration: whose predictions are compared with what is read; None: there is none.
+        tariff: what joules and tokens cost.
+        hour: of the local day, now.
     """
 
-    def __init__(self, names: Sequence[str], controller: Controller, calibration: Calibration | None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        controller: Controller,
+        calibration: Calibration | None,
+        tariff: Tariff = FREE,
+        hour: Callable[[], int] = lambda: time.localtime().tm_hour,
+    ) -> None:
+        self.spent = Spent()
+        self._tariff = tariff
+        self._hour = hour
         self._names = names
         self._controller = controller
         self._calibration = calibration
@@ -223,6 +241,15 @@ class Tally:
                 self._meters[outcome.meter] = None
             if m == len(self._names) - 1 and outcome.prompt_tokens and outcome.output_tokens is not None:
                 self._lengths.add(outcome.prompt_tokens, outcome.output_tokens)
+            if outcome.joules is not None and self._tariff:
+                self.spent.add(
+                    self._tariff,
+                    outcome.joules,
+                    self._hour(),
+                    model=self._names[m],
+                    prompt_tokens=outcome.prompt_tokens or 0,
+                    output_tokens=outcome.output_tokens or 0,
+                )
             if outcome.joules:
                 self._billed += outcome.joules
                 self._compare(line, m, outcome.joules, outcome.meter)
@@ -265,6 +292,8 @@ class Tally:
     def add_overhead(self, joules: Mapping[str, float]) -> None:
         """Count joules that belong to no request, by meter."""
         self._overhead.update(joules)
+        if self._tariff:
+            self.spent.add(self._tariff, sum(joules.values()), self._hour())
 
     def take_warnings(self) -> list[str]:
         """What the user should know as soon as it is known, one line each; everything once."""
@@ -333,6 +362,8 @@ class Tally:
             period=period,
             horizon=horizon,
             period_requests=period_requests,
+            spent=self.spent,
+            tariff=self._tariff,
             stopped_by=stopped_by,
             first_error=self._first_error,
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from messcli.metrics import keeps
 from messcli.report.bill import Alone, by_answers, headline, of_largest
+from messcli.tariff import Spent
 
 Floats = NDArray[np.float64]
 
@@ -131,6 +132,23 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What all runs cost, by the prices of the zoo file."""
+
+    joules: float  # that money and grams cover; less than the total after runs without prices
+    money: float | None
+    grams: float | None  # of CO2 equivalents
+    currency: str
+    basis: str
+
+    def words(self, total_joules: float) -> str:
+        """For people, with the part of the total that it covers where that isn't all of it."""
+        covered = self.joules / total_joules if total_joules else 1.0
+        part = "" if covered > 0.9995 else f" for {covered:.1%} of the total, the runs with prices"
+        return Spent(self.joules, self.money, self.grams).words(self.currency) + part
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything `messcli report` knows."""
 
@@ -153,6 +171,7 @@ class Report:
     settings: dict[str, Any]
     metric: str | None
     missing: list[str] = field(default_factory=list)
+    cost: Cost | None = None  # None: the zoo file states no prices
 
     @property
     def total_joules(self) -> float:
@@ -207,6 +226,7 @@ def summed_up(
     metric: str | None,
     missing: list[str],
     alone: Alone | None = None,
+    cost: Cost | None = None,
 ) -> Report:
     """The report on `ledger`.
 
@@ -216,6 +236,7 @@ def summed_up(
         names: the models, smallest first, as far as they are known.
         energy, periods, settings, metric, missing: as `Report` has them.
         alone: what everything on the largest takes, where a run has found it out.
+        cost: what all runs cost, where prices were stated.
     """
     columns = ledger.columns()
     models = np.array([model or "" for model in ledger.models], dtype=object)
@@ -258,6 +279,7 @@ def summed_up(
         settings=settings,
         metric=metric,
         missing=missing,
+        cost=cost,
     )
 
 

@@ -154,6 +154,9 @@ def _cards(report: Report) -> Iterator[dict[str, str]]:
             "tone": "good" if share > 0 else "bad",
             "note": saved.words(),
         }
+    cost = report.cost
+    if cost is not None:
+        yield {"title": "Cost", "big": cost.words(report.total_joules), "tone": "", "note": cost.basis}
     yield {
         "title": "Requests",
         "big": f"{report.requests:,}",

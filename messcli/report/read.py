@@ -18,7 +18,7 @@ import numpy as np
 from messcli.errors import InputError, StateError
 from messcli.files.requests import STDIN, open_input
 from messcli.report.bill import Alone
-from messcli.report.numbers import Ledger, Report, compared, summed_up
+from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
 from messcli.state.database import APPLICATION_ID, SCHEMA_VERSION
 
 
@@ -126,7 +126,12 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         metric=signature.get("metric"),
         missing=[],
         alone=Alone(**meta["alone"]) if meta.get("alone") else None,
+        cost=_cost(meta.get("spent")),
     )
+
+
+def _cost(kept: Mapping[str, Any] | None) -> Cost | None:
+    return None if kept is None else Cost(**kept["sum"], currency=kept["currency"], basis=kept["basis"])
 
 
 def _records(db: sqlite3.Connection, query: str) -> list[dict[str, Any]]:

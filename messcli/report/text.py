@@ -83,6 +83,8 @@ def energy_lines(report: Report) -> list[str]:
         calls = f" over {row['requests']} requests" if row["requests"] else ""
         text.append(f"{who}, {row['kind']}: {row['joules']:.4g} J{calls} ({row['meter']})")
     text.append(f"billed to requests: {report.billed_joules:.4g} J")
+    if report.cost is not None:
+        text.append(f"cost: {report.cost.words(report.total_joules)} ({report.cost.basis})")
     if report.unmetered:
         text.append(f"{report.unmetered} requests whose joules aren't known: in no sum")
     saved = report.savings
