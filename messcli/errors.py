@@ -11,6 +11,7 @@ EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_SLA_MISSED = 3
 EXIT_ROWS_WITH_ERRORS = 4
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h: the same command goes on later
 EXIT_STATE_BUSY = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
@@ -50,6 +51,12 @@ class ModelError(MessError):
 
 class ModelTooLarge(ModelError):
     """A model for which there is no memory now; there may be when another one has left it."""
+
+
+class ModelUnavailable(ModelError):
+    """A model or its server that isn't there now, or whose quota is used up; the same command goes on later."""
+
+    exit_code = EXIT_UNAVAILABLE
 
 
 class MetricError(MessError):

@@ -57,6 +57,7 @@ _BELONGS_IN = {
         ("attn_implementation", "quantization_config", "gguf_file", "device_map", "max_memory", "variant"),
         "load",
     ),
+    **dict.fromkeys(("max_completion_tokens", "logprobs", "extra_body"), "request"),
     **dict.fromkeys(("src_lang", "tgt_lang", "use_fast"), "tokenizer"),
     "enable_thinking": "chat_options",
 }  # fmt: skip
@@ -90,8 +91,9 @@ class ModelSpec:
     memory_share: float | None = None  # vllm: of its device's memory, key-value cache included
     base_url: str | None = None  # openai: where the server is; `path` is the model's name there
     api_key_env: str | None = None  # openai: the environment variable that holds the key
-    concurrency: int = 16  # openai: requests under way at a time
-    timeout: float = 600.0  # openai: seconds without a sign of an answer
+    concurrency: int | None = None  # openai: requests under way at a time; None: found by doubling
+    timeout: float = 600.0  # openai: seconds for a whole answer
+    request: Mapping[str, Any] = field(default_factory=dict)  # openai: passed through in each request's body
     joules: Mapping[str, float] = field(default_factory=dict)  # openai: request, prompt_token, output_token
     price: Mapping[str, float] = field(default_factory=dict)  # openai: as `joules`, in [energy] currency
     calibration: str | None = None  # openai: a calibration.json made where the server runs
@@ -124,6 +126,7 @@ class ModelSpec:
             "tokenizer": dict(self.tokenizer),
             "generation": dict(self.generation),
             "chat_options": dict(self.chat_options),
+            **({"request": dict(self.request)} if self.request else {}),
         }
 
 
@@ -395,6 +398,19 @@ def _check_plain(value: object) -> None:
         )
 
 
+def _request(value: object) -> dict[str, Any]:
+    table = _table(value)
+    for key in ("model", "messages", "prompt", "stream", "n"):
+        if key in table:
+            raise _BadValue(f"must not hold {key}: messcli sets it itself")
+    omitted = table.get("omit", [])
+    if not isinstance(omitted, list) or not all(isinstance(name, str) for name in omitted):
+        raise _BadValue(
+            'holds omit: must be a list of the options that aren\'t sent, such as ["temperature"]'
+        )
+    return table
+
+
 def _without(own_fields: Mapping[str, str]) -> Callable[[object], dict[str, Any]]:
     def check(value: object) -> dict[str, Any]:
         table = _table(value)
@@ -427,6 +443,7 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "api_key_env": _variable,
     "concurrency": _count,
     "timeout": _positive("a number of seconds above 0"),
+    "request": _request,
     "joules": _numbers("request", "prompt_token", "output_token"),
     "price": _numbers("request", "prompt_token", "output_token"),
     "calibration": _string,
@@ -437,7 +454,16 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "generation": _without(_GENERATION_OWN_FIELD),
     "chat_options": _table,
 }
-_SERVED_FIELDS = {"base_url", "api_key_env", "concurrency", "timeout", "joules", "price", "calibration"}
+_SERVED_FIELDS = {
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "timeout",
+    "request",
+    "joules",
+    "price",
+    "calibration",
+}
 _SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string, "tokenizer": _string}
 _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
     "meter": _string,

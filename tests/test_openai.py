@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
@@ -12,17 +13,22 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from messcli.energy import open_meter
-from messcli.errors import MeterError, ModelError, ZooError
+from messcli.errors import MeterError, ModelError, ModelUnavailable, ZooError
 from messcli.jobs.config import Running
 from messcli.jobs.fleet import open_live
 from messcli.metrics import load_metric
+from messcli.models.client import Reply as HttpReply
 from messcli.models.openai import ATTEMPTS, OpenAIBackend
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
@@ -110,8 +116,24 @@ def server():
 def backend(server: Server, *, pauses: list[float] | None = None, **fields: Any) -> OpenAIBackend:
     defaults: dict[str, Any] = {"base_url": server.url, "device": "cpu", "max_new_tokens": 12, "timeout": 5.0}
     spec = ModelSpec(name="m", path="org/model", backend="openai", **{**defaults, **fields})
-    sleep = (lambda seconds: None) if pauses is None else pauses.append
-    return OpenAIBackend(spec, batch_size=None, sleep=sleep, jitter=lambda: 1.0)
+
+    async def sleep(seconds: float) -> None:
+        if pauses is not None:
+            pauses.append(seconds)
+
+    made = OpenAIBackend(spec, batch_size=None, sleep=sleep, jitter=lambda: 1.0)
+    OPENED.append(made)
+    return made
+
+
+OPENED: list[OpenAIBackend] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while OPENED:
+        OPENED.pop().unload()
 
 
 def requests(count: int) -> list[Request]:
@@ -148,6 +170,7 @@ def test_what_is_asked_for(server):
         "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "p"}],
         "max_tokens": 12,
         "temperature": 0,
+        "logprobs": True,
         "stop": ["x"],
         "chat_template_kwargs": {"enable_thinking": False},
     }
@@ -251,7 +274,11 @@ def test_what_never_works_is_that_requests_error(server):
     server.reply = lambda path, body: (400, {}, {"error": {"message": "This model's context is 8 tokens"}})
     (answer,) = backend(server).generate(requests(1))
     assert answer == Generation(
-        None, 0, 0, error='model "m": the server refuses it: This model\'s context is 8 tokens'
+        None,
+        0,
+        0,
+        error='model "m": the server refuses it: This model\'s context is 8 tokens',
+        fault="request",
     )
 
 
@@ -262,7 +289,7 @@ def test_no_answer_in_time_is_that_requests_error(server):
         (answer,) = backend(server, timeout=0.05).generate(requests(1))
     finally:
         released.set()
-    assert answer.error == f'model "m": no answer within 0.05 s; gave up after {ATTEMPTS} attempts'
+    assert answer.error == f'model "m": no whole answer within 0.05 s; gave up after {ATTEMPTS} attempts'
 
 
 @pytest.mark.parametrize(
@@ -272,12 +299,16 @@ def test_no_answer_in_time_is_that_requests_error(server):
             (404, {}, {"message": "no model"}),
             "HTTP 404: no model. Correct path, the model's name on the server",
         ),
-        ((200, {}, {"choices": []}), "the server's answer lacks choices or usage (IndexError"),
+        ((200, {}, b"<html>"), "the server's answer is no JSON (<html>). Check that base_url ends where"),
         (
-            (200, {}, {"choices": [{"text": "x"}]}),
-            "the server's answer lacks choices or usage (KeyError: 'usage')",
+            (429, {}, {"error": {"message": "pay", "code": "insufficient_quota"}}),
+            "the account's quota is used up (pay). Raise it, and run the same command again",
         ),
-        ((200, {}, b"<html>"), "the server's answer lacks choices or usage (JSONDecodeError"),
+        (
+            (400, {}, {"error": {"message": "only 1 is supported", "param": "temperature"}}),
+            "the server refuses the option temperature: only 1 is supported. Set it in [models.request], or leave "
+            'it out by omit = ["temperature"]',
+        ),
         ((302, {"Location": "http://127.0.0.1:9/"}, {}), "HTTP 302: {}. Check base_url and the server's log"),
     ],
 )
@@ -304,6 +335,272 @@ def test_a_server_that_is_not_there_or_refuses_is_told(server):
             gone.load()
         with pytest.raises(MeterError, match=r"nothing listens on port \d+ of this host\. Start the server"):
             open_meter("estimate", ["cpu"], None, [gone.cpu_seconds])
+
+
+# --- odd answers ---
+
+
+def body_of(content: Any, finish: Any = "stop", usage: Any = None, **message: Any) -> dict[str, Any]:
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
+    return {"choices": [choice], "usage": usage or {"prompt_tokens": 7, "completion_tokens": 3}}
+
+
+COUNTED = {"prompt_tokens": "7", "completion_tokens": 3.0}
+ODD: list[tuple[Any, tuple[Any, Any, Any], str]] = [  # body; output, fault, finish; what the error says
+    (body_of("a"), ("a", None, "stop"), ""),
+    (body_of("a", "length"), ("a", None, "length"), ""),
+    (body_of("a", "whatever"), ("a", None, None), ""),
+    (body_of("a", ["stop"], COUNTED), ("a", None, None), ""),
+    (body_of([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}, 3]), ("a b", None, "stop"), ""),
+    (body_of("", "stop"), ("", None, "stop"), ""),
+    (body_of("half \ud83d pair"), ("half ? pair", None, "stop"), ""),
+    (body_of("a", reasoning_content="think"), ("a", None, "stop"), ""),
+    (body_of(None, reasoning_content="think"), (None, "model", "stop"), "answered with reasoning only"),
+    (body_of(None, "length", reasoning_content="t"), (None, "model", "length"), "Raise max_new_tokens"),
+    (body_of(None, "content_filter"), (None, "request", "filtered"), "the server's filter took the answer"),
+    (body_of(None, "tool_calls", tool_calls=[{}]), (None, "model", "tool_calls"), "a tool call and no text"),
+    ({"choices": []}, (None, "model", None), "the answer holds no choices"),
+    ({"choices": {"0": 1}}, (None, "model", None), "the answer holds no choices"),
+    ({"choices": ["a"]}, (None, "model", None), "the answer holds no choices"),
+    ({"ok": True}, (None, "model", None), "the answer holds no choices"),
+    (
+        {"error": {"message": "flagged", "code": 502}},
+        (None, "model", None),
+        "answered with an error: flagged",
+    ),
+    ({"error": "no\x1b[2J"}, (None, "model", None), "answered with an error: no [2J"),
+    ({"error": {"message": "Rate limit exceeded", "code": 429}}, (None, "model", None), "gave up after 6"),
+]
+
+
+@pytest.mark.parametrize(("body", "expected", "told"), ODD)
+def test_one_odd_answer_is_that_answers_trouble(server, body, expected, told):
+    server.reply = lambda path, sent: (200, {}, body)
+    (answer,) = backend(server).generate(requests(1))
+    assert (answer.output, answer.fault, answer.finish) == expected
+    assert (told in answer.error) if told else (answer.error is None)
+    if isinstance(body.get("usage"), dict):
+        assert (answer.prompt_tokens, answer.output_tokens) == (7, 3)  # it has cost that, used or not
+
+
+@pytest.mark.parametrize(
+    "count", [-5, 10**30, 1e308, float("nan"), float("inf"), True, [], "x", "9" * 5000, 2.5]
+)
+def test_counts_that_cannot_be_are_guessed_and_told(server, count):
+    usage = {"prompt_tokens": count, "completion_tokens": count}
+    server.reply = lambda path, sent: (200, {}, json.dumps(body_of("twelve chars", "stop", usage)).encode())
+    made = backend(server)
+    (answer,) = made.generate(requests(1))
+    assert (answer.output, answer.prompt_tokens, answer.output_tokens) == ("twelve chars", 0, 3)
+    assert made.take_warnings() == [
+        'model "m": the server counts no tokens; they are guessed, at 4 characters each'
+    ]
+    made.generate(requests(2))
+    assert made.take_warnings() == []  # told once
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["choices", "message", "content", "text", "usage", "prompt_tokens", "completion_tokens", "error",
+             "finish_reason", "logprobs", "token_logprobs", "logprob", "tool_calls", "code", "type", "param"]
+        ),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    body=JSON | st.fixed_dictionaries({"choices": st.lists(JSON, max_size=2), "usage": JSON}),
+    status=st.sampled_from([200, 400, 429, 500]),
+)
+def test_no_answer_of_a_server_is_a_traceback(body, status):
+    reply = HttpReply(status, {}, json.dumps(body).encode())
+    made = OpenAIBackend(ModelSpec("m", "x", backend="openai", base_url="http://h/v1"), batch_size=None)
+    read: Any = None
+    with suppress(ModelError):
+        read = made.read(reply, {"temperature": 0})
+    if isinstance(read, Generation):
+        assert 0 <= read.prompt_tokens <= 10**7
+        assert 0 <= read.output_tokens <= 10**7
+        assert (read.output is None) == (read.error is not None) == (read.fault is not None)
+        assert "\n" not in (read.error or "")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "told"),
+    [
+        ({}, b" " * (17 * 2**20), "the answer has more than 16 MiB"),
+        (
+            {"Content-Encoding": "gzip"},
+            gzip.compress(b" " * (200 * 2**20)),
+            "the answer has more than 16 MiB",
+        ),
+        ({"Content-Encoding": "gzip"}, b"no gzip", "the answer can't be unpacked"),
+        ({"Content-Encoding": "br"}, b"x", "the answer is packed in a way that wasn't asked for"),
+    ],
+)
+def test_a_body_has_a_largest_size_packed_or_not(server, headers, body, told):
+    server.reply = lambda path, sent: (200, headers, body)
+    before = psutil.Process().memory_info().rss
+    (answer,) = backend(server).generate(requests(1))
+    assert answer.error == f'model "m": {told}; gave up after {ATTEMPTS} attempts'
+    assert psutil.Process().memory_info().rss - before < 250 * 2**20
+
+
+def test_a_packed_answer_is_unpacked(server):
+    server.reply = lambda path, sent: (
+        200, {"Content-Encoding": "gzip"}, gzip.compress(json.dumps(body_of("packed")).encode())
+    )  # fmt: skip
+    assert backend(server).generate(requests(1))[0].output == "packed"
+
+
+def test_a_body_that_trickles_has_a_deadline():
+    """One byte every tenth of a second: each is a sign of life, and the whole answer would take minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        over = threading.Event()
+
+        def trickle() -> None:
+            while not over.is_set():
+                with suppress(OSError):
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
+                        while not over.wait(0.1):
+                            connection.sendall(b" ")
+
+        listening.settimeout(0.2)
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        made = OpenAIBackend(
+            ModelSpec("m", "x", backend="openai", base_url=f"http://127.0.0.1:{listening.getsockname()[1]}/v1",
+                      timeout=0.5),
+            batch_size=None,
+        )  # fmt: skip
+        started = time.monotonic()
+        try:
+            with pytest.raises(ModelUnavailable, match=r"can't be reached \(no whole answer within 0.5 s\)"):
+                made.load()
+        finally:
+            over.set()
+            thread.join()
+        assert time.monotonic() - started < 5
+
+
+def test_a_key_that_comes_back_is_not_passed_on(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    made = backend(server, api_key_env="MY_KEY")
+    server.reply = lambda path, sent: (200, {}, body_of(f"your key is {KEY}!"))
+    assert made.generate(requests(1))[0].output == "your key is [key]!"
+    server.reply = lambda path, sent: (400, {}, {"error": {"message": f"bad request by {KEY}"}})
+    assert made.generate(requests(1))[0].error == 'model "m": the server refuses it: bad request by [key]'
+    for odd in ("two\nlines-of-key", "schlüssel-schlüssel"):
+        monkeypatch.setenv("MY_KEY", odd)
+        with pytest.raises(ModelError, match="MY_KEY holds characters that no HTTP header takes") as caught:
+            backend(server, api_key_env="MY_KEY").load()
+        assert odd not in str(caught.value)
+
+
+# --- options that servers differ in ---
+
+
+def test_a_server_that_wants_max_completion_tokens_gets_it(server):
+    def modern(path: str, sent: dict[str, Any]) -> Reply:
+        if "max_tokens" in sent:
+            told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return 400, {}, {"error": {"message": told, "param": "max_tokens"}}
+        return server.answer(sent)
+
+    server.reply = modern
+    answers = backend(server, concurrency=8).generate(requests(20))
+    assert [answer.error for answer in answers] == [None] * 20
+    assert server.seen[-1][1]["max_completion_tokens"] == 12
+
+
+def test_options_pass_through_and_can_be_left_out(server):
+    more = {"max_completion_tokens": 99, "service_tier": "flex", "omit": ["temperature", "logprobs", "seed"]}
+    backend(server, request=more).generate(requests(1))
+    assert server.seen[-1][1] == {
+        "model": "org/model",
+        "messages": [{"role": "user", "content": "word"}],
+        "max_completion_tokens": 99,
+        "service_tier": "flex",
+    }
+
+
+def test_a_server_without_log_probabilities_is_asked_for_none(server):
+    def plain(path: str, sent: dict[str, Any]) -> Reply:
+        if "logprobs" in sent:
+            return 422, {}, {"detail": "Unsupported fields in the request: {'logprobs'}"}
+        return server.answer(sent)
+
+    server.reply = plain
+    answers = backend(server).generate(requests(3))
+    assert [(answer.error, answer.confidence) for answer in answers] == [(None, None)] * 3
+    server.reply = lambda path, sent: (
+        200, {}, {"choices": [{"text": "x", "logprobs": {"token_logprobs": [-0.5, -1.5]}}], "usage": COUNTED}
+    )  # fmt: skip
+    (answer,) = backend(server, chat_template=False).generate(requests(1))
+    assert server.seen[-1][1]["logprobs"] == 1
+    assert answer.confidence == {"mean": -1.0, "least": -1.5, "p10": -1.5, "p50": -1.5, "tokens": 2}
+
+
+# --- many under way ---
+
+
+def test_the_number_under_way_is_found(server):
+    """A server that answers 96 at a time in 50 ms, the others wait: more than 128 under way gain nothing."""
+    room = threading.Semaphore(96)
+
+    def slow(path: str, sent: dict[str, Any]) -> Reply:
+        with room:
+            time.sleep(0.05)
+        return server.answer(sent)
+
+    server.reply = slow
+    made = backend(server)
+    answers = made.generate(requests(1) * 1500)
+    assert {answer.error for answer in answers} == {None}
+    assert 64 <= made.concurrency.limit <= 256
+    assert server.most_at_once > 96
+
+
+def test_a_server_that_is_busy_gets_fewer(server):
+    def busy(path: str, sent: dict[str, Any]) -> Reply:
+        time.sleep(0.02)
+        return server.answer(sent) if server._at_once <= 32 else (429, {}, {"detail": "busy"})
+
+    server.reply = busy
+    made = backend(server)
+    made.generate(requests(1) * 300)
+    assert made.concurrency.limit <= 32
+
+
+def test_a_stream_gives_answers_before_the_last_one_and_ends_when_it_is_closed(server):
+    released = threading.Event()
+
+    def slow(path: str, sent: dict[str, Any]) -> Reply:
+        if len(sent["messages"][0]["content"]) > 100:
+            released.wait(20)
+        return server.answer(sent)
+
+    server.reply = slow
+    groups = backend(server).stream(requests(30))
+    try:
+        first = next(groups)
+        assert 0 < len(first.finished) < 30
+        assert {index for index, _ in first.finished} == first.work.keys()
+        started = time.monotonic()
+        groups.close()
+        assert time.monotonic() - started < 2
+    finally:
+        released.set()
 
 
 # --- whose joules ---

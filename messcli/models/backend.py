@@ -124,7 +124,7 @@ def group_of(answers: Mapping[int, Generation]) -> Group:
     ran = {
         index: (answer.prompt_tokens, answer.output_tokens)
         for index, answer in answers.items()
-        if answer.error is None
+        if answer.error is None or answer.output_tokens  # an answer that can't be used was worked on, too
     }
     return Group(tuple(answers.items()), ran)
 
@@ -185,6 +185,15 @@ class SelfMetered(Protocol):
 
     def take_warnings(self) -> list[str]:
         """What the user should know of since last taken, one line each."""
+        ...
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A Backend that learns while it answers what the user should know of."""
+
+    def take_warnings(self) -> list[str]:
+        """One line each, since last taken."""
         ...
 
 

@@ -1,7 +1,10 @@
 """A model behind an HTTP server that speaks the OpenAI API: vLLM, llama.cpp, Ollama, `transformers serve`, ...
 
-Knows the two endpoints, chat/completions and completions; loads nothing. Requests go out several at a time
-and come back in whatever order: which answer belongs to which request never depends on it.
+Knows the two endpoints, chat/completions and completions; loads nothing. Hundreds of requests are under way and
+come back in whatever order: which answer belongs to which request never depends on it.
+
+What a server sends is data. Counts and numbers are checked, and one odd answer is that answer's trouble: only a
+server that isn't there, refuses the key or knows no such model ends the run.
 
 Whose joules? A server on this host (a loopback base_url) draws on this host's devices, so its calls are
 metered like any other; anything else is reckoned from prices (`messcli.models.priced`).
@@ -9,35 +12,44 @@ metered like any other; anything else is reckoned from prices (`messcli.models.p
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
-import hashlib
 import ipaddress
 import json
+import math
 import os
 import random
+import re
 import time
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import urllib3
-
-from messcli.errors import ModelError
-from messcli.models.backend import InBatches
+from messcli.errors import ModelError, ModelUnavailable
+from messcli.models.backend import Group, confidence_of, group_of, seed_of
+from messcli.models.client import Client, Concurrency, NoReply, Reply
 from messcli.models.processes import ProcessClock, listeners
-from messcli.records import Generation, Request
+from messcli.records import Fault, Generation, Request
 from messcli.zoo import ModelSpec
 
 ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.5  # doubled with each attempt, and jittered
 _LONGEST_PAUSE_SECONDS = 30.0
 _PATIENCE_SECONDS = 120.0  # a server that asks for more by Retry-After is told to the user instead
-_CONNECT_SECONDS = 10.0
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_BUSY = frozenset({429, 503, 529})
 _THIS_REQUEST = frozenset({400, 413, 422})  # the server took offence at the prompt, or at its length
 _CHARACTERS_PER_TOKEN = 4
+_SHORTEST_KEY = 8  # characters; a shorter one would be found in ordinary text
+_MOST_TOKENS = 10**7  # a count above it is no count
+_TOO_LONG = re.compile(r"context (size|length|window)|too many tokens", re.IGNORECASE)
+_FINISHES = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "filtered",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
 
 # name in [models.generation] -> name in the request's body. The second group is understood by vLLM, llama.cpp
 # and others, and isn't OpenAI's.
@@ -55,14 +67,14 @@ _OPTIONS = {
     "min_new_tokens": "min_tokens",
 }
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+OMIT = "omit"  # in [models.request]: names of options that aren't sent
 
 
-class OpenAIBackend(InBatches):
+class OpenAIBackend:
     """One model of a server. See `messcli.models.backend.Backend` for the protocol.
 
     Args:
-        batch_size: requests per call of the meter; None: the whole share of a window. How many are under way
-            at a time is spec.concurrency.
+        batch_size: the requests under way, where spec.concurrency doesn't say; None: found by doubling.
         sleep, jitter: for the pauses between attempts; jitter is drawn from [0, 1).
     """
 
@@ -73,17 +85,20 @@ class OpenAIBackend(InBatches):
         spec: ModelSpec,
         *,
         batch_size: int | None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.spec = spec
-        self._batch_size = batch_size if batch_size is not None else spec.batch_size
         self._sleep = sleep
         self._jitter = jitter
         self._url = (spec.base_url or "").rstrip("/")
         self._body = self._options()
-        self._pool: urllib3.PoolManager | None = None
+        self.concurrency = Concurrency(spec.concurrency or batch_size or spec.batch_size)
+        self._client: Client | None = None
         self._clock: ProcessClock | None = None
+        self._answered = False  # with something that was an answer
+        self._warnings: dict[str, None] = {}  # in the order in which they came
+        self._told: set[str] = set()
 
     # --- the server ---
 
@@ -103,27 +118,47 @@ class OpenAIBackend(InBatches):
 
     @property
     def loaded(self) -> bool:
-        return self._pool is not None
+        return self._client is not None
 
     def load(self) -> None:
         """Make sure that the server is there and takes the key. Raises ModelError with the cure."""
-        if self._pool is not None:
+        if self._client is not None:
             return
-        self._pool = self._open()
+        headers = self._headers()
+        client = Client(self._url, self.spec.timeout, proxies=not self.local)
         try:
-            status, _, body = self._send("GET", "/models", None)
-        except urllib3.exceptions.HTTPError as error:
-            self._pool = None
-            raise self._unreachable(error) from error
-        if status in (401, 403):
-            self._pool = None
-            raise self._refused(status, body)
+            reply = client.wait(client.send("GET", "/models", headers))
+            if reply.status in (401, 403):
+                raise self._refused(reply)
+        except NoReply as error:
+            client.close()
+            raise self._unreachable(error) from None
+        except BaseException:
+            client.close()
+            raise
+        self._client = client
 
     def unload(self) -> None:
         """Close the connections; the server keeps what it has loaded."""
-        if self._pool is not None:
-            self._pool.clear()
-            self._pool = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def suspend(self) -> None:
+        self.unload()
+
+    def resume(self) -> None:
+        self.load()
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know of since last taken, one line each and each once."""
+        taken, self._warnings = list(self._warnings), {}
+        return taken
+
+    def _warn(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._warnings[f'model "{self.spec.name}": {what}'] = None
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the server on this host. Raises MeterError where its process can't be seen."""
@@ -135,22 +170,21 @@ class OpenAIBackend(InBatches):
             self._clock = ProcessClock(lambda: listeners(port, f'model "{self.spec.name}" ({self._url})'))
         return self._clock.seconds()
 
-    def _open(self) -> urllib3.PoolManager:
-        options: dict[str, Any] = {"maxsize": self.spec.concurrency, "block": True, "retries": False}
-        options["timeout"] = urllib3.Timeout(connect=_CONNECT_SECONDS, read=self.spec.timeout)
-        parts = urllib.parse.urlsplit(self._url)
-        proxy = urllib.request.getproxies().get(parts.scheme)
-        if proxy and not self.local and not urllib.request.proxy_bypass(parts.hostname or ""):
-            return urllib3.ProxyManager(proxy, **options)
-        return urllib3.PoolManager(**options)
-
     def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+        }
         if self.spec.api_key_env is not None:
             key = os.environ.get(self.spec.api_key_env, "").strip()
             if not key:
                 raise self._error(
                     f"the environment has no {self.spec.api_key_env}", "Set it to the server's API key"
+                )
+            if not (key.isascii() and key.isprintable()):
+                raise self._error(
+                    f"{self.spec.api_key_env} holds characters that no HTTP header takes", "Correct the key"
                 )
             headers["Authorization"] = f"Bearer {key}"
         return headers
@@ -168,8 +202,7 @@ class OpenAIBackend(InBatches):
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """All at once: the server makes its own batches."""
-        size = self._batch_size or max(1, len(requests))
-        return [list(range(at, min(at + size, len(requests)))) for at in range(0, len(requests), size)]
+        return [list(range(len(requests)))] if requests else []
 
     def _endpoint(self, request: Request) -> tuple[str, dict[str, Any]]:
         """Path and prompt of the body. Without a word in zoo.toml, a chat where `transformers` would have one."""
@@ -208,156 +241,324 @@ class OpenAIBackend(InBatches):
             if name not in _OPTIONS:
                 raise self._error(
                     f"generation.{name}: a server of the OpenAI API has no such option",
-                    f"Known are do_sample, {', '.join(_OPTIONS)}",
+                    f"Known are do_sample, {', '.join(_OPTIONS)}; what else a server takes goes to "
+                    "[models.request]",
                 )
             body[_OPTIONS[name]] = value
         if not sampling:
             body["temperature"] = 0
+        body["logprobs"] = True
+        extra = dict(self.spec.request)
+        if "max_completion_tokens" in extra:
+            del body["max_tokens"]
+        omitted = extra.pop(OMIT, ())
+        body.update(extra)
+        for name in omitted:
+            body.pop(name, None)
         return body
 
     # --- answering ---
 
-    def generate(self, batch: Sequence[Request]) -> list[Generation]:
-        """Answer `batch`, in order.
+    def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
+        """See `messcli.models.backend.Backend`. A group's work is that of the answers that it holds.
 
         A prompt that the server refuses, and one that it fails to answer in `ATTEMPTS` attempts, is that
-        request's error. Raises ModelError where the server can't be reached, refuses the key, doesn't know
-        the model or doesn't speak the API.
+        request's error. Raises ModelError where the server refuses the key, doesn't know the model or doesn't
+        speak the API, and ModelUnavailable where it can't be reached or the quota is used up.
         """
+        if not requests:
+            return
         self.load()
-        if not batch:
-            return []
-        with ThreadPoolExecutor(min(len(batch), self.spec.concurrency), "messcli-openai") as pool:
-            futures = [pool.submit(self._answer, request) for request in batch]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        assert self._client is not None  # noqa: S101  # load has made it
 
-    def _answer(self, request: Request) -> Generation:
-        path, body = self._endpoint(request)
-        body.update(self._body)
-        if body.get("temperature", 1) != 0:
-            digest = hashlib.blake2b(request.key or str(request.id).encode("utf-8", "replace"), digest_size=4)
-            body["seed"] = int.from_bytes(digest.digest(), "big") >> 1
+        async def ask(index: int) -> Generation:
+            return await self._answer(requests[index])
+
+        for group in self._client.stream(len(requests), ask, self.concurrency):
+            yield group_of(dict(group))
+
+    def generate(self, batch: Sequence[Request]) -> list[Generation]:
+        """Answer `batch`, in order, as `stream` does."""
+        answers = {index: answer for group in self.stream(batch) for index, answer in group.finished}
+        return [answers[index] for index in range(len(batch))]
+
+    async def _answer(self, request: Request) -> Generation:
+        """Ask until there is an answer, or no more is to be hoped for."""
+        path, prompt = self._endpoint(request)
         for attempt in range(ATTEMPTS):
-            final = attempt + 1 == ATTEMPTS
             asked: float | None = None
+            sent = time.monotonic()
+            body = {**prompt, **self._body_for(path, request)}
             try:
-                status, headers, data = self._send("POST", path, body)
-            except urllib3.exceptions.ReadTimeoutError:
-                trouble = f"no answer within {self.spec.timeout:g} s"
-            except urllib3.exceptions.HTTPError as error:
-                if final and isinstance(error, urllib3.exceptions.NewConnectionError):
-                    raise self._unreachable(error) from error
-                trouble = f"the connection failed ({type(error).__name__})"
+                reply = await self._send(path, body)
+            except NoReply as error:
+                if error.unreachable and attempt + 1 == ATTEMPTS:
+                    raise self._unreachable(error) from None
+                trouble = str(error)
             else:
-                if status == 200:
-                    return self._parse(data)
-                if status not in _AGAIN:
-                    return self._refusal(status, data)
-                trouble = f"HTTP {status}: {_message(data)}"
-                asked = _retry_after(headers)
+                read = self.read(reply, body)
+                if isinstance(read, Generation):
+                    self.concurrency.answered(sent)
+                    return read
+                if read is None:  # an option was changed: the same once more
+                    continue
+                trouble = read
+                if reply.status in _BUSY:
+                    self.concurrency.refused(sent)
+                asked = _retry_after(reply.headers)
             if asked is not None and asked > _PATIENCE_SECONDS:
                 raise self._error(
                     f"the server asks to wait for {asked:.0f} s ({trouble})",
                     "Run the same command again then",
+                    ModelUnavailable,
                 )
-            if not final:
-                self._sleep(self._pause(attempt) if asked is None else asked)
-        return Generation(
-            None, 0, 0, error=f'model "{self.spec.name}": {trouble}; gave up after {ATTEMPTS} attempts'
-        )
+            if attempt + 1 < ATTEMPTS:
+                await self._sleep(self._pause(attempt) if asked is None else asked)
+        return self._failed(f"{trouble}; gave up after {ATTEMPTS} attempts", "model")
 
     def _pause(self, attempt: int) -> float:
         longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**attempt)
         return longest * (0.5 + 0.5 * self._jitter())
 
-    def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        if self._pool is None:
-            self._pool = self._open()
-        data = None if body is None else json.dumps(body).encode()
-        # a redirect could carry the key to another host, and a POST must not be turned into a GET
-        answer = self._pool.request(
-            method, self._url + path, body=data, headers=self._headers(), redirect=False
-        )
-        return answer.status, answer.headers, answer.data
+    async def _send(self, path: str, body: Mapping[str, Any]) -> Reply:
+        if self._client is None:
+            raise NoReply("the connection was closed")
+        return await self._client.send("POST", path, self._headers(), json.dumps(body).encode())
 
-    def _parse(self, data: bytes) -> Generation:
-        try:
-            document = json.loads(data)
-            choice = document["choices"][0]
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-            usage = document["usage"]
-            prompt, output = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+    def _body_for(self, path: str, request: Request) -> dict[str, Any]:
+        body = dict(self._body)
+        if body.get("logprobs") is True and path == "/completions":
+            body["logprobs"] = 1  # there a number: of the likeliest tokens
+        if body.get("temperature", 1) != 0 and "seed" not in self.spec.request.get(OMIT, ()):
+            body.setdefault("seed", seed_of(request))
+        return body
+
+    # --- reading an answer ---
+
+    def read(self, reply: Reply, sent: Mapping[str, Any]) -> Generation | str | None:
+        """The answer; or why it must be asked for again, None: at once, with other options. Raises ModelError."""
+        document = _document(reply.body)
+        if reply.status == 200 and isinstance(document, dict) and not document.get("error"):
+            self._answered = True
+            return self._parsed(document)
+        message = self._message(document, reply.body)
+        code = _error_code(document)
+        if code in ("insufficient_quota", "billing_hard_limit_reached"):
             raise self._error(
-                f"the server's answer lacks choices or usage ({type(error).__name__}: {error})",
-                "Check that base_url ends where /chat/completions begins (often in /v1)",
-            ) from error
-        # a chat whose answer is empty, or all reasoning, has content null
-        return Generation((text or "").strip(), prompt, output)
-
-    def _refusal(self, status: int, data: bytes) -> Generation:
-        """An answer that won't get better by asking again."""
-        if status in _THIS_REQUEST:
-            return Generation(
-                None, 0, 0, error=f'model "{self.spec.name}": the server refuses it: {_message(data)}'
+                f"the account's quota is used up ({message})",
+                "Raise it, and run the same command again to go on",
+                ModelUnavailable,
             )
-        raise self._refused(status, data)
+        if reply.status == 200 and not isinstance(document, dict):
+            if self._answered:
+                return "the answer is no JSON"
+            raise self._error(
+                f"the server's answer is no JSON ({message})",
+                "Check that base_url ends where /chat/completions begins (often in /v1)",
+            )
+        if reply.status == 200:  # an error in the place of an answer
+            self._answered = True
+            if code in ("429", "rate_limit_exceeded") or "rate limit" in message.lower():
+                return message
+            return self._failed(f"answered with an error: {message}", "model")
+        if _TOO_LONG.search(message) and reply.status != 429:
+            return self._failed(f"the server refuses it: {message}", "request")
+        if reply.status in _AGAIN:
+            return f"HTTP {reply.status}: {message}"
+        if reply.status in _THIS_REQUEST:
+            if (option := self._refused_option(document, message, sent)) is not None:
+                if self._do_without(option, message):
+                    return None
+                raise self._error(
+                    f"the server refuses the option {option}: {message}",
+                    f'Set it in [models.request], or leave it out by {OMIT} = ["{option}"] there',
+                )
+            return self._failed(f"the server refuses it: {message}", "request")
+        raise self._refused(reply)
+
+    def _parsed(self, document: Mapping[str, Any]) -> Generation:
+        choices = document.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        usage = document.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        prompt, output = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+        if not isinstance(choice, dict):
+            return self._failed("the answer holds no choices", "model", prompt or 0, output or 0)
+        message = choice.get("message")
+        message = message if isinstance(message, dict) else {}
+        text = _text(message["content"] if message.get("content") is not None else choice.get("text"))
+        reason = choice.get("finish_reason")
+        finish = _FINISHES.get(reason) if isinstance(reason, str) else None
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        if output is None:
+            self._warn("the server counts no tokens; they are guessed, at 4 characters each")
+            written = f"{text or ''}{reasoning if isinstance(reasoning, str) else ''}"
+            output = -(-len(written) // _CHARACTERS_PER_TOKEN)
+        prompt = prompt or 0
+        if not text:
+            if finish == "filtered":
+                return self._failed("the server's filter took the answer", "request", prompt, output, finish)
+            if message.get("tool_calls") or message.get("function_call"):
+                return self._failed(
+                    "answered with a tool call and no text", "model", prompt, output, "tool_calls"
+                )
+            if finish == "length" and (reasoning or text is None):
+                return self._failed(
+                    "the answer was cut off before its text began. Raise max_new_tokens",
+                    "model", prompt, output, finish,
+                )  # fmt: skip
+            if reasoning:
+                return self._failed("answered with reasoning only", "model", prompt, output, finish)
+        text = self._without_key(text or "")
+        for stop in _listed(self._body.get("stop")):
+            head, found, _ = text.partition(stop)
+            text, finish = (head, "stop") if found else (text, finish)
+        return Generation(
+            text.strip(), prompt, output, finish=finish, confidence=confidence_of(_log_probabilities(choice))
+        )
+
+    def _failed(
+        self, why: str, fault: Fault, prompt: int = 0, output: int = 0, finish: str | None = None
+    ) -> Generation:
+        return Generation(
+            None, prompt, output, error=f'model "{self.spec.name}": {why}', fault=fault, finish=finish
+        )
+
+    @staticmethod
+    def _refused_option(document: Any, message: str, sent: Mapping[str, Any]) -> str | None:
+        """Which option of ours a refusal names: in `param`, as OpenAI does, or in quotes."""
+        error = document.get("error") if isinstance(document, dict) else None
+        named = error.get("param") if isinstance(error, dict) else None
+        candidates = [named, *re.findall(r"['\"`](\w{1,40})['\"`]", message)]
+        if re.search(r"unsupported|unexpected|unrecognized|unknown|not (supported|permitted)", message, re.I):
+            candidates += re.findall(r"\w{1,40}", message)
+        own = sent.keys() - {"model", "messages", "prompt"}
+        return next((name for name in candidates if isinstance(name, str) and name in own), None)
+
+    def _do_without(self, option: str, message: str) -> bool:
+        """Whether the server can be asked the same in another way."""
+        if option == "max_tokens" and "max_completion_tokens" in message:
+            if "max_tokens" in self._body:
+                self._body["max_completion_tokens"] = self._body.pop("max_tokens")
+            return True
+        if option == "logprobs" and "logprobs" not in self.spec.request:
+            self._body.pop("logprobs", None)
+            return True
+        return False
 
     # --- errors ---
 
-    def _refused(self, status: int, data: bytes) -> ModelError:
-        if status in (401, 403):
+    def _refused(self, reply: Reply) -> ModelError:
+        if reply.status in (401, 403):
             cure = (
                 "Set api_key_env in zoo.toml to the name of the variable that holds the key"
                 if self.spec.api_key_env is None
                 else f"Correct the key in {self.spec.api_key_env}"
             )
-        elif status == 404:
+        elif reply.status == 404:
             cure = "Correct path, the model's name on the server, or base_url, which often ends in /v1"
         else:
             cure = "Check base_url and the server's log"
-        return self._error(f"HTTP {status}: {_message(data)}", cure)
+        message = self._message(_document(reply.body), reply.body)
+        return self._error(f"HTTP {reply.status}: {message}", cure)
 
-    def _unreachable(self, error: urllib3.exceptions.HTTPError) -> ModelError:
+    def _unreachable(self, error: NoReply) -> ModelError:
         return self._error(
-            f"the server can't be reached ({type(error).__name__})",
+            f"the server can't be reached ({error})",
             "Start it, or correct base_url in zoo.toml",
+            ModelUnavailable,
         )
 
-    def _error(self, what: str, cure: str) -> ModelError:
-        return ModelError(f'model "{self.spec.name}" ({self._url}): {what.rstrip(".")}. {cure}')
+    def _error(self, what: str, cure: str, kind: type[ModelError] = ModelError) -> ModelError:
+        return kind(f'model "{self.spec.name}" ({self._url}): {what.rstrip(".")}. {cure}')
+
+    def _message(self, document: Any, body: bytes) -> str:
+        """What a server says is wrong, in one line. The forms are OpenAI's, FastAPI's and plain text."""
+        text = body[:10_000].decode("utf-8", "replace")
+        if isinstance(document, dict):
+            error = document.get("error") or document.get("detail") or document.get("message") or text
+            text = str(error.get("message") or text) if isinstance(error, dict) else str(error)
+        line = "".join(c if c.isprintable() else " " for c in self._without_key(text[:10_000]))
+        line = " ".join(line.split())
+        return (line if len(line) <= 200 else line[:197] + "...") or "no reason given"
+
+    def _without_key(self, text: str) -> str:
+        """`text` with the key taken out, should a server send it back."""
+        key = os.environ.get(self.spec.api_key_env or "", "").strip()
+        return text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
 
 
-def _message(data: bytes) -> str:
-    """What a server says is wrong, in one line. The forms are OpenAI's, FastAPI's and plain text."""
-    text = data.decode("utf-8", "replace")
+def _document(body: bytes) -> Any:
+    """What JSON a body is; None where it is none."""
     try:
-        document = json.loads(text)
-    except ValueError:
-        document = None
-    if isinstance(document, dict):
-        error = document.get("error", document.get("detail", document.get("message", text)))
-        text = str(error.get("message", text) if isinstance(error, dict) else error)
-    line = " ".join(text.split())
-    return (line if len(line) <= 200 else line[:197] + "...") or "no reason given"
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _error_code(document: Any) -> str | None:
+    error = document.get("error") if isinstance(document, dict) else None
+    code = (error.get("code") or error.get("type")) if isinstance(error, dict) else None
+    return str(code)[:100] if isinstance(code, (str, int)) else None
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens, however it is written; None where it can't be one."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 8:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if not 0 <= value <= _MOST_TOKENS or value != int(value):  # NaN fails the first
+        return None
+    return int(value)
+
+
+def _text(content: object) -> str | None:
+    """The text of an answer's content: a string, or its parts of type text."""
+    if isinstance(content, str):
+        return content.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return _text("".join(part for part in parts if isinstance(part, str)))
+    return None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _listed(value: object) -> list[str]:
+    values = [value] if isinstance(value, str) else _list(value)
+    return [item for item in values if isinstance(item, str) and item]
+
+
+def _log_probabilities(choice: Mapping[str, Any]) -> list[float]:
+    """Of an answer's tokens, from either endpoint; [] where the server sends none, or what can't be any."""
+    held = choice.get("logprobs")
+    if not isinstance(held, dict):
+        return []
+    content = held.get("content")
+    if isinstance(content, list):
+        values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    else:
+        values = _list(held.get("token_logprobs"))
+    known = [
+        float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    return known if len(known) == len(values) and all(-1e5 < value <= 1e-3 for value in known) else []
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    for name, unit in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except (ValueError, OverflowError):
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None

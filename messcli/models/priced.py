@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from messcli.models.backend import Backend, Billed, Group, fitting
+from messcli.models.backend import Backend, Billed, Group, Warns, fitting
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -90,4 +90,4 @@ class Priced:
         return {}
 
     def take_warnings(self) -> list[str]:
-        return []
+        return self._backend.take_warnings() if isinstance(self._backend, Warns) else []

@@ -1,0 +1,268 @@
+"""An HTTP client for one server: hundreds of requests under way, from one event loop in a thread of its own.
+
+Nothing that a server sends is believed: a body has a largest size, packed or not, an answer a deadline, and what
+isn't HTTP is an error. Knows HTTP; nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import resource
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+
+LARGEST_BODY = 16 * 2**20  # bytes, unpacked; an answer of 100,000 tokens with its log-probabilities has 10 MB
+CONNECT_SECONDS = 10.0
+FIRST_CONCURRENCY = 64
+LARGEST_CONCURRENCY = 1024
+_GROWTH = 1.1  # that twice the requests must bring in throughput, for the number to stay doubled
+_GROUP_SECONDS, _GROUP_ANSWERS = 1.0, 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class NoReply(Exception):
+    """Why there was none, in words that end a message. `unreachable`: no connection could be made."""
+
+    def __init__(self, why: str, *, unreachable: bool = False) -> None:
+        super().__init__(why)
+        self.unreachable = unreachable
+
+
+class Concurrency:
+    """How many requests are under way at a time: what was stated, or found by doubling while throughput grows.
+
+    Throughput is (requests under way) / (mean seconds of those that were sent since the number was set):
+    Little's law. A server that refuses for being busy halves the number, and ends the search.
+    """
+
+    def __init__(self, stated: int | None) -> None:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = LARGEST_CONCURRENCY if files == resource.RLIM_INFINITY else max(1, files // 2)
+        self.limit = stated or min(FIRST_CONCURRENCY, most)
+        self._most = min(LARGEST_CONCURRENCY, most)
+        self._searching = stated is None
+        self._before = 0.0  # throughput at half the number
+        self._since = time.monotonic()  # the number was set
+        self._seconds: list[float] = []  # of requests sent since then
+
+    def answered(self, sent: float) -> None:
+        """A request that was sent at `sent`, of the monotonic clock, has its answer."""
+        if not self._searching or sent < self._since:
+            return
+        self._seconds.append(time.monotonic() - sent)
+        if len(self._seconds) < max(8, self.limit * 3 // 4):
+            return
+        throughput = self.limit * len(self._seconds) / max(sum(self._seconds), 1e-9)
+        if throughput < _GROWTH * self._before:
+            self._set(self.limit // 2, search=False)
+        else:
+            self._before = throughput
+            self._set(min(2 * self.limit, self._most), search=2 * self.limit <= self._most)
+
+    def refused(self, sent: float) -> None:
+        """The server said that it is busy, to a request that was sent at `sent`."""
+        if sent >= self._since and self.limit > 1:
+            self._set(self.limit // 2, search=False)
+
+    def _set(self, limit: int, *, search: bool) -> None:
+        self.limit, self._searching = limit, search
+        self._since, self._seconds = time.monotonic(), []
+
+
+class Client:
+    """Requests to one server. Its methods may be called from any thread; closing ends what is under way.
+
+    Args:
+        url: what paths are put behind.
+        seconds: the longest that a whole answer may take.
+        proxies: whether the environment's proxies are used.
+    """
+
+    def __init__(self, url: str, seconds: float, *, proxies: bool) -> None:
+        self._url = url
+        self._timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        self._seconds = seconds
+        self._proxies = proxies
+        self._loop = asyncio.new_event_loop()
+        self._session: aiohttp.ClientSession | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, name="messcli-http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Drop the connections. Waits a second for the thread at most: it dies with the process."""
+        if self._loop.is_closed():
+            return
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            if self._session is not None:
+                await self._session.close()
+
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError, Exception):  # a server may not let go
+            asyncio.run_coroutine_threadsafe(end(), self._loop).result(timeout=1.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=1.0)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` in the client's loop and wait for it. Raises what it raises."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stream(
+        self, count: int, ask: Callable[[int], Awaitable[T]], concurrency: Concurrency
+    ) -> Iterator[Sequence[tuple[int, T]]]:
+        """Await `ask` of 0 to `count` - 1, as many at a time as `concurrency` says; results as they come.
+
+        Groups come once a second or every 64 results. What `ask` raises ends it, after the results before.
+        Closing the iterator cancels what is under way.
+        """
+        ready: queue.SimpleQueue[tuple[int, T] | BaseException | None] = queue.SimpleQueue()
+        future = asyncio.run_coroutine_threadsafe(_all(count, ask, concurrency, ready.put), self._loop)
+        try:
+            while True:
+                group: list[tuple[int, T]] = []
+                until, ended = time.monotonic() + _GROUP_SECONDS, None
+                while len(group) < _GROUP_ANSWERS:
+                    try:
+                        item = ready.get(timeout=max(0.0, until - time.monotonic()) if group else None)
+                    except queue.Empty:
+                        break
+                    if item is None or isinstance(item, BaseException):
+                        ended = item or StopIteration()
+                        break
+                    group.append(item)
+                if group:
+                    yield group
+                if isinstance(ended, StopIteration):
+                    return
+                if ended is not None:
+                    raise ended
+        finally:
+            future.cancel()
+
+    async def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Reply:
+        """One request. A redirect isn't followed: it could carry a key to another host. Raises NoReply."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # `Concurrency` is the limit
+                auto_decompress=False,  # a few kB can unpack to any size
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout,
+                trust_env=self._proxies,
+            )
+        try:
+            async with self._session.request(
+                method, self._url + path, data=body, headers=dict(headers), allow_redirects=False
+            ) as answer:
+                packed = answer.headers.get("Content-Encoding", "identity").strip().lower()
+                read = b"".join([part async for part in _bounded(answer.content.iter_any())])
+                return Reply(answer.status, answer.headers, _unpacked(read, packed))
+        except (aiohttp.ServerTimeoutError, aiohttp.ConnectionTimeoutError) as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise NoReply(f"no connection within {CONNECT_SECONDS:g} s", unreachable=True) from None
+            raise NoReply(f"no whole answer within {self._seconds:g} s") from None
+        except (TimeoutError, asyncio.TimeoutError):
+            raise NoReply(f"no whole answer within {self._seconds:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise NoReply(type(error.os_error).__name__, unreachable=True) from None
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise NoReply(f"the connection failed ({type(error).__name__})") from None
+
+
+async def _all(
+    count: int,
+    ask: Callable[[int], Awaitable[T]],
+    concurrency: Concurrency,
+    put: Callable[[tuple[int, T] | BaseException | None], None],
+) -> None:
+    """`ask` of each number, and `put` of each result; then of None, or of what was raised."""
+    waiting = deque(range(count))
+    running: set[asyncio.Task[None]] = set()
+    over = asyncio.get_running_loop().create_future()
+
+    async def one(index: int) -> None:
+        put((index, await ask(index)))
+
+    def start() -> None:
+        while waiting and len(running) < concurrency.limit:
+            task = asyncio.create_task(one(waiting.popleft()))
+            running.add(task)
+            task.add_done_callback(ended)
+        if not running and not over.done():
+            over.set_result(None)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            waiting.clear()
+            if not over.done():
+                over.set_exception(error)
+            return
+        start()
+
+    start()
+    try:
+        await over
+    except Exception as error:
+        put(error)
+    else:
+        put(None)
+    finally:
+        waiting.clear()
+        for task in running:
+            task.cancel()
+
+
+async def _bounded(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    read = 0
+    async for part in parts:
+        read += len(part)
+        if read > LARGEST_BODY:
+            raise NoReply(f"the answer has more than {LARGEST_BODY // 2**20} MiB")
+        yield part
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes:
+    """Raises NoReply where the body is too large unpacked, broken, or packed in a way that wasn't asked for."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise NoReply("the answer is packed in a way that wasn't asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by itself
+    try:
+        whole = unpack.decompress(body, LARGEST_BODY + 1)
+    except zlib.error:
+        raise NoReply("the answer can't be unpacked") from None
+    if len(whole) > LARGEST_BODY:
+        raise NoReply(f"the answer has more than {LARGEST_BODY // 2**20} MiB")
+    return whole
