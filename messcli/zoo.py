@@ -5,19 +5,18 @@ Knows the format of zoo.toml; loads no model, reads no weights and asks no hub.
 
 from __future__ import annotations
 
-import datetime
 import difflib
-import math
 import os
 import re
-import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from messcli import zoo_values as values
 from messcli.errors import ZooError, shown
 from messcli.tariff import HOURS, Tariff
 
@@ -29,9 +28,6 @@ else:
 ENV_ZOO = "MESSCLI_ZOO"
 BUNDLED_ZOO = Path(__file__).parent / "bundled" / "zoo.toml"
 
-DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
-_DTYPE_NICKNAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 # options that have a place of their own: naming them twice would let one silently win
@@ -64,46 +60,89 @@ _BELONGS_IN = {
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model of the zoo, as zoo.toml states it.
+class CheckpointOptions:
+    """Of a model whose checkpoint is read here, whatever runs it.
 
-    The tables pass through to transformers: `load` to `from_pretrained` of the model (quantization_config,
-    attn_implementation, gguf_file, ...), `tokenizer` to `from_pretrained` of the tokenizer (src_lang, ...),
-    `generation` to `generate` (do_sample, num_beams, ...), `chat_options` to the chat template
-    (enable_thinking, ...).
+    The tables pass through: `load` to `from_pretrained` of the model, or to vllm.LLM (quantization_config,
+    attn_implementation, gguf_file, tensor_parallel_size, ...), `tokenizer` to `from_pretrained` of the
+    tokenizer (src_lang, ...).
     """
+
+    dtype: str = "auto"  # "auto": the dtype that the checkpoint states
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False  # False: safetensors only
+    load: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    # with --engine ray
+    replicas: int = 1  # actors that run this model
+    resources: Mapping[str, float] = field(default_factory=dict)  # of one actor: CPU, GPU, ...
+
+
+@dataclass(frozen=True, slots=True)
+class TransformersOptions(CheckpointOptions):
+    """Of `backend = "transformers"`."""
+
+    threads: int | None = None  # on the CPU; None: as torch likes. For tiny models 1: more only spin
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions(CheckpointOptions):
+    """Of `backend = "vllm"`."""
+
+    memory_share: float | None = None  # of its device's memory, key-value cache included
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Of `backend = "openai"`: a model of a server."""
+
+    base_url: str = ""
+    api_key_env: str | None = None  # the environment variable that holds the key
+    concurrency: int | None = None  # requests under way at a time; None: found by doubling
+    timeout: float = 600.0  # seconds for a whole answer
+    request: Mapping[str, Any] = field(default_factory=dict)  # passes through in each request's body
+    joules: Mapping[str, float] = field(default_factory=dict)  # prices: request, prompt_token, output_token
+    price: Mapping[str, float] = field(default_factory=dict)  # as `joules`, in [energy] currency
+    calibration: str | None = None  # a calibration.json made where the server runs
+
+
+@dataclass(frozen=True, slots=True)
+class PackageOptions:
+    """Of a backend that an installed package adds."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)  # the package's own
+
+
+Options = CheckpointOptions | ServerOptions | PackageOptions
+Own = TypeVar("Own", CheckpointOptions, TransformersOptions, VllmOptions, ServerOptions, PackageOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of the zoo, as zoo.toml states it: what every backend has, and `options`, its backend's own."""
 
     name: str
     path: str  # a folder (absolute when it exists or is written as a path) or a hub id
     backend: str = "transformers"
     device: str = "auto"  # "cuda:N", "cpu", or "auto": accelerate places it, over several cards if need be
-    dtype: str = "auto"  # "auto": the dtype that the checkpoint states
     max_new_tokens: int = 128
     max_prompt_tokens: int | None = None  # the user's own limit, in tokens of this model
     prompt_template: str | None = None  # contains {prompt}
     system_prompt: str | None = None
     chat_template: bool | None = None  # None: when the tokenizer has one and no prompt_template is set
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False  # False: safetensors only
     batch_size: int | None = None  # None: what the command line says, else chosen by memory
-    threads: int | None = None  # on the CPU; None: as torch likes. For tiny models 1: more only spin
-    memory_share: float | None = None  # vllm: of its device's memory, key-value cache included
-    base_url: str | None = None  # openai: where the server is; `path` is the model's name there
-    api_key_env: str | None = None  # openai: the environment variable that holds the key
-    concurrency: int | None = None  # openai: requests under way at a time; None: found by doubling
-    timeout: float = 600.0  # openai: seconds for a whole answer
-    request: Mapping[str, Any] = field(default_factory=dict)  # openai: passed through in each request's body
-    joules: Mapping[str, float] = field(default_factory=dict)  # openai: request, prompt_token, output_token
-    price: Mapping[str, float] = field(default_factory=dict)  # openai: as `joules`, in [energy] currency
-    calibration: str | None = None  # openai: a calibration.json made where the server runs
-    replicas: int = 1  # --engine ray: actors that run this model
-    resources: Mapping[str, float] = field(default_factory=dict)  # --engine ray: of one actor: CPU, GPU, ...
-    load: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False  # in memory together with the other models of its device, not in turns with them
+    generation: Mapping[str, Any] = field(default_factory=dict)  # do_sample, num_beams, ...
+    chat_options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # for the chat template: enable_thinking, ...
+    options: Options | None = None  # None: the backend's defaults
     path_written: str = ""  # `path` before it was resolved against the zoo file; "" means as it is
+
+    def own(self, kind: type[Own]) -> Own:
+        """The backend's own options; the defaults where there are none of that kind."""
+        return self.options if isinstance(self.options, kind) else kind()
 
     def fill_template(self, prompt: str) -> str:
         """The prompt in its template. Plain replacement: nothing in the prompt is interpreted."""
@@ -111,23 +150,40 @@ class ModelSpec:
 
     def signature(self) -> dict[str, Any]:
         """What decides this model's answers, JSON-able: not where it runs, nor in which batches."""
+        checkpoint, server = self.own(CheckpointOptions), self.own(ServerOptions)
+        package = self.own(PackageOptions)
         return {
             "name": self.name,
             "path": self.path_written or self.path,
             "backend": self.backend,
-            "revision": self.revision,
-            "dtype": self.dtype,
+            "revision": checkpoint.revision,
+            "dtype": checkpoint.dtype,
             "max_new_tokens": self.max_new_tokens,
             "max_prompt_tokens": self.max_prompt_tokens,
             "prompt_template": self.prompt_template,
             "system_prompt": self.system_prompt,
             "chat_template": self.chat_template,
-            "load": dict(self.load),
-            "tokenizer": dict(self.tokenizer),
+            "load": dict(checkpoint.load),
+            "tokenizer": dict(checkpoint.tokenizer),
             "generation": dict(self.generation),
             "chat_options": dict(self.chat_options),
-            **({"request": dict(self.request)} if self.request else {}),
+            **({"request": dict(server.request)} if server.request else {}),
+            **({"options": dict(package.options)} if package.options else {}),
         }
+
+
+def model_spec(**fields: Any) -> ModelSpec:
+    """A model from fields as a [[models]] table has them, unchecked: those of its backend go to `options`."""
+    kind = _OPTIONS.get(fields.get("backend", "transformers"), PackageOptions)
+    own = {name: fields.pop(name) for name in [one.name for one in dataclass_fields(kind)] if name in fields}
+    return ModelSpec(**fields, options=kind(**own))
+
+
+_OPTIONS: dict[str, type[TransformersOptions | VllmOptions | ServerOptions | PackageOptions]] = {
+    "transformers": TransformersOptions,
+    "vllm": VllmOptions,
+    "openai": ServerOptions,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +214,8 @@ class Zoo:
     def tariff(self) -> Tariff:
         """What joules and tokens cost, as the file states it."""
         stated = {name: self.energy[name] for name in _TARIFF if name in self.energy}
-        return Tariff(**stated, per_token={model.name: model.price for model in self.models if model.price})
+        prices = {m.name: m.own(ServerOptions).price for m in self.models if m.own(ServerOptions).price}
+        return Tariff(**stated, per_token=prices)
 
     def metering(self, choice: str) -> dict[str, Any]:
         """What `open_meter` is to be told: `choice` of `--meter`, and [energy].
@@ -237,243 +294,54 @@ def _toml_message(file: Path, text: str, message: str) -> str:
     return f"{file}:{line}: not valid TOML: {message[: where.start()]}"
 
 
-# --- checks of single values: each returns the value or raises _Bad, whose text ends the message ---
-
-
-class _BadValue(Exception):
-    """What is wrong with a value, for the end of a message that names its place."""
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise _BadValue(f"must be a string in quotes, not {shown(value)}")
-    if not value.strip():
-        raise _BadValue("must not be empty")
-    return value
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value) and value.isprintable() and value == value.strip()
-
-
-def _name(value: object) -> str:
-    text = _string(value)
-    if not _is_name(text):
-        raise _BadValue(f"must be printable, without spaces around it, not {shown(text)}")
-    return text
-
-
-def _boolean(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _BadValue(f"must be true or false, not {shown(value)}")
-    return value
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _BadValue(f"must be a whole number of at least 1, not {shown(value)}")
-    return value
-
-
-def _alpha(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _BadValue(f"must be a number from 0 to 1, not {shown(value)}")
-    if not 0 <= value <= 1:  # false for NaN too
-        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise _BadValue(f"must be from 0 to 1, not {value:g}{hint}")
-    return float(value)
-
-
-def _positive(what: str, most: float = sys.float_info.max) -> Callable[[object], float]:
-    """A number above 0 and up to `most`, which is `what`."""
-
-    def check(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-            raise _BadValue(f"must be {what}, not {shown(value)}")
-        return float(value)
-
-    return check
-
-
-def _url(value: object) -> str:
-    text = _string(value)
-    if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text) is None:
-        raise _BadValue(
-            f"must be a URL such as http://localhost:8000/v1, without key or password, not {shown(text)}"
-        )
-    return text
-
-
-def _variable(value: object) -> str:
-    text = _string(value)
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is None:
-        raise _BadValue("must be the name of an environment variable. The key itself has no place in a file")
-    return text
-
-
-def _numbers(*known: str) -> Callable[[object], dict[str, float]]:
-    """A table of numbers of at least 0, not all of them 0; of any names where none are given."""
-
-    def check(value: object) -> dict[str, float]:
-        table = _table(value)
-        for key, number in table.items():
-            if known and key not in known:
-                raise _BadValue(f"holds {key}: known are {', '.join(known)}")
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 0:
-                raise _BadValue(f"holds {key} = {shown(number)}: must be a number of at least 0")
-        if known and not any(table.values()):
-            raise _BadValue("must have a number above 0")
-        return {key: float(number) for key, number in table.items()}
-
-    return check
-
-
-def _command(value: object) -> tuple[str, ...]:
-    try:
-        words = shlex.split(value) if isinstance(value, str) else value
-    except ValueError as error:  # a quote that isn't closed
-        raise _BadValue(f"is no command: {error}, in {shown(value)}") from None
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise _BadValue(f'must be a command, such as "read-joules --plug 3", not {shown(value)}')
-    return tuple(words)
-
-
-def _hourly(value: object) -> tuple[float, ...]:
-    values: list[Any] = value if isinstance(value, list) else [value]
-    for one in values:
-        if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < math.inf:
-            raise _BadValue(f"holds {shown(one)}: must be a number of at least 0, or 24 of them, one an hour")
-    if len(values) not in (1, HOURS):
-        raise _BadValue(f"has {len(values)} numbers: give one, or 24, for the hours of the day")
-    return tuple(float(one) for one in values)
-
-
-def _date(value: object) -> str:
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    return _string(value)
-
-
-def _device(value: object) -> str:
-    text = _string(value)
-    if _DEVICE.fullmatch(text) is None:
-        raise _BadValue(f'must be "cpu", "cuda:N" or "auto", not {shown(text)}')
-    return "cuda:0" if text == "cuda" else text
-
-
-def _dtype(value: object) -> str:
-    text = _string(value).removeprefix("torch.")
-    if text not in DTYPES:
-        cure = _DTYPE_NICKNAMES.get(text)
-        hint = f'; write "{cure}"' if cure else ""
-        raise _BadValue(f'must be one of {", ".join(DTYPES)}, not "{text}"{hint}')
-    return text
-
-
-def _template(value: object) -> str:
-    text = _string(value)
-    if "{prompt}" not in text:
-        raise _BadValue("must contain {prompt}, where the request's prompt goes")
-    return text
-
-
-def _table(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _BadValue(f"must be a table, not {shown(value)}")
-    _check_plain(value)
-    return value
-
-
-def _check_plain(value: object) -> None:
-    """Dates and NaN are TOML but not JSON, and no option takes them."""
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_plain(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(item)
-    elif not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise _BadValue(
-            f"holds {shown(value)}: options are text, finite numbers, true, false, lists and tables"
-        )
-
-
-def _request(value: object) -> dict[str, Any]:
-    table = _table(value)
-    for key in ("model", "messages", "prompt", "stream", "n"):
-        if key in table:
-            raise _BadValue(f"must not hold {key}: messcli sets it itself")
-    omitted = table.get("omit", [])
-    if not isinstance(omitted, list) or not all(isinstance(name, str) for name in omitted):
-        raise _BadValue(
-            'holds omit: must be a list of the options that aren\'t sent, such as ["temperature"]'
-        )
-    return table
-
-
-def _without(own_fields: Mapping[str, str]) -> Callable[[object], dict[str, Any]]:
-    def check(value: object) -> dict[str, Any]:
-        table = _table(value)
-        for key in table:
-            if key in own_fields:
-                raise _BadValue(f"must not hold {key}: set `{own_fields[key]}` on the model itself")
-        return table
-
-    return check
-
-
 _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
-    "name": _name,
-    "path": _string,
-    "backend": _string,
-    "device": _device,
-    "dtype": _dtype,
-    "max_new_tokens": _count,
-    "max_prompt_tokens": _count,
-    "prompt_template": _template,
-    "system_prompt": _string,
-    "chat_template": _boolean,
-    "revision": _string,
-    "trust_remote_code": _boolean,
-    "allow_pickle": _boolean,
-    "batch_size": _count,
-    "threads": _count,
-    "memory_share": _positive("a share of the device's memory, above 0 and at most 1", most=1.0),
-    "base_url": _url,
-    "api_key_env": _variable,
-    "concurrency": _count,
-    "timeout": _positive("a number of seconds above 0"),
-    "request": _request,
-    "joules": _numbers("request", "prompt_token", "output_token"),
-    "price": _numbers("request", "prompt_token", "output_token"),
-    "calibration": _string,
-    "replicas": _count,
-    "resources": _numbers(),
-    "load": _without(_LOAD_OWN_FIELD),
-    "tokenizer": _without(_LOAD_OWN_FIELD),
-    "generation": _without(_GENERATION_OWN_FIELD),
-    "chat_options": _table,
+    "name": values.name,
+    "path": values.string,
+    "backend": values.string,
+    "device": values.device,
+    "dtype": values.dtype,
+    "max_new_tokens": values.count,
+    "max_prompt_tokens": values.count,
+    "prompt_template": values.template,
+    "system_prompt": values.string,
+    "chat_template": values.boolean,
+    "revision": values.string,
+    "trust_remote_code": values.boolean,
+    "allow_pickle": values.boolean,
+    "batch_size": values.count,
+    "beside": values.boolean,
+    "options": values.table,
+    "threads": values.count,
+    "memory_share": values.positive("a share of the device's memory, above 0 and at most 1", most=1.0),
+    "base_url": values.url,
+    "api_key_env": values.variable,
+    "concurrency": values.count,
+    "timeout": values.positive("a number of seconds above 0"),
+    "request": values.request,
+    "joules": values.numbers("request", "prompt_token", "output_token"),
+    "price": values.numbers("request", "prompt_token", "output_token"),
+    "calibration": values.string,
+    "replicas": values.count,
+    "resources": values.numbers(),
+    "load": values.without(_LOAD_OWN_FIELD),
+    "tokenizer": values.without(_LOAD_OWN_FIELD),
+    "generation": values.without(_GENERATION_OWN_FIELD),
+    "chat_options": values.table,
 }
-_SERVED_FIELDS = {
-    "base_url",
-    "api_key_env",
-    "concurrency",
-    "timeout",
-    "request",
-    "joules",
-    "price",
-    "calibration",
+_SLA_FIELDS: dict[str, Callable[[object], Any]] = {
+    "alpha": values.alpha,
+    "metric": values.string,
+    "tokenizer": values.string,
 }
-_SLA_FIELDS: dict[str, Callable[[object], Any]] = {"alpha": _alpha, "metric": _string, "tokenizer": _string}
 _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
-    "meter": _string,
-    "cpu_watts": _positive("a number of watts above 0"),
-    "price_per_kwh": _hourly,
-    "grams_per_kwh": _hourly,
-    "currency": _string,
-    "as_of": _date,
-    "command": _command,
-    "command_seconds": _positive("a number of seconds above 0"),
+    "meter": values.string,
+    "cpu_watts": values.positive("a number of watts above 0"),
+    "price_per_kwh": values.hourly(HOURS),
+    "grams_per_kwh": values.hourly(HOURS),
+    "currency": values.string,
+    "as_of": values.date,
+    "command": values.command,
+    "command_seconds": values.positive("a number of seconds above 0"),
 }
 _TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
 
@@ -512,7 +380,9 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
         alpha=sla.get("alpha"),
         metric=sla.get("metric"),
         tokenizer=sla.get("tokenizer"),
-        plans={name: _checked(_alpha, alpha, f"{file}: [plans]: {name}") for name, alpha in plans.items()},
+        plans={
+            name: _checked(values.alpha, alpha, f"{file}: [plans]: {name}") for name, alpha in plans.items()
+        },
         energy=_fields(document.get("energy", {}), _ENERGY_FIELDS, f"{file}: [energy]"),
         description=description,
         path=file,
@@ -520,39 +390,65 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
 
 
 def _with_memory_shares(models: list[ModelSpec]) -> list[ModelSpec]:
-    """Engines that take their memory up front get equal parts of what the others on their device leave."""
+    """How much of its device's memory an engine takes up front, where zoo.toml doesn't say.
+
+    Engines that take turns get nearly all of it; those beside each other, equal parts of what the others leave.
+    """
     engines = [model for model in models if model.backend == "vllm"]
     taken, unsaid = defaultdict[str, float](float), defaultdict[str, int](int)
     for model in engines:
-        taken[model.device] += model.memory_share or 0.0
-        unsaid[model.device] += model.memory_share is None
-    return [
-        replace(model, memory_share=max(0.01, (_ENGINES_SHARE - taken[model.device]) / unsaid[model.device]))
-        if model in engines and model.memory_share is None
-        else model
-        for model in models
-    ]
+        share = model.own(VllmOptions).memory_share
+        if model.beside:
+            taken[model.device] += share or 0.0
+            unsaid[model.device] += share is None
+
+    def shared(model: ModelSpec) -> ModelSpec:
+        own = model.own(VllmOptions)
+        if model not in engines or own.memory_share is not None:
+            return model
+        left = _ENGINES_SHARE
+        if model.beside:
+            left = max(0.01, (_ENGINES_SHARE - taken[model.device]) / unsaid[model.device])
+        return replace(model, options=replace(own, memory_share=left))
+
+    return [shared(model) for model in models]
 
 
 def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:
     name = table.get("name")
-    where = f'{file}: model "{name}"' if _is_name(name) else f"{file}: model {number}"
+    where = f'{file}: model "{name}"' if values.is_name(name) else f"{file}: model {number}"
     fields = _fields(table, _MODEL_FIELDS, where)
     for required in ("name", "path"):
         if required not in fields:
             raise ZooError(f"{where}: {required}: missing. Every [[models]] table needs name and path")
     written = fields.pop("path")
-    served = fields.get("backend") == "openai"
+    backend = fields.get("backend", "transformers")
+    _refuse_options_of_others(fields, backend, where)
+    served = backend == "openai"
     if served and "base_url" not in fields:
         raise ZooError(
             f"{where}: base_url: missing. Say where the server is, such as http://localhost:8000/v1"
         )
-    if not served and (needless := sorted(_SERVED_FIELDS & fields.keys())):
-        raise ZooError(f'{where}: {needless[0]}: only a model with backend = "openai" has one. Remove it')
     if "calibration" in fields:
         fields["calibration"] = os.fspath(file.parent / Path(fields["calibration"]).expanduser())
     path = written if served else _resolve(written, file)  # a server's name for a model is no path of ours
-    return ModelSpec(**fields, path=path, path_written=written)
+    return model_spec(**fields, path=path, path_written=written)
+
+
+def _refuse_options_of_others(fields: Mapping[str, Any], backend: str, where: str) -> None:
+    """An option that a model's backend doesn't have would do nothing, unsaid."""
+    kinds = {**_OPTIONS, backend: _OPTIONS.get(backend, PackageOptions)}
+    known = {name: {one.name for one in dataclass_fields(kind)} for name, kind in kinds.items()}
+    common = {one.name for one in dataclass_fields(ModelSpec)} - {"options"}
+    for name in fields:
+        if name in common or name in known[backend]:
+            continue
+        owners = [f'"{other}"' for other, names in known.items() if name in names]
+        if not owners:  # `options` itself
+            raise ZooError(f"{where}: {name}: only a backend of an installed package has one. Remove it")
+        raise ZooError(
+            f"{where}: {name}: only a model with backend = {' or '.join(owners)} has one. Remove it"
+        )
 
 
 def _resolve(written: str, file: Path) -> str:
@@ -569,14 +465,14 @@ def _resolve(written: str, file: Path) -> str:
 
 
 def _fields(table: object, known: Mapping[str, Callable[[object], Any]], where: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for key, value in _sub_table(table, where).items():
         if key not in known:
             home = _BELONGS_IN.get(key) if known is _MODEL_FIELDS else None
             cure = f"put it under [models.{home}]" if home else _suggest(key, known)
             raise ZooError(f"{where}: unknown field `{key}`: {cure}")
-        values[key] = _checked(known[key], value, f"{where}: {key}")
-    return values
+        read[key] = _checked(known[key], value, f"{where}: {key}")
+    return read
 
 
 def _sub_table(value: object, where: str) -> dict[str, Any]:
@@ -588,7 +484,7 @@ def _sub_table(value: object, where: str) -> dict[str, Any]:
 def _checked(check: Callable[[object], Any], value: object, where: str) -> Any:
     try:
         return check(value)
-    except _BadValue as bad:
+    except values.BadValue as bad:
         raise ZooError(f"{where}: {bad}") from None
 
 

@@ -23,7 +23,7 @@ from messcli.models.live import Live
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.registry import BACKENDS
-from messcli.zoo import ModelSpec
+from messcli.zoo import ModelSpec, model_spec
 
 torch.set_num_threads(1)
 
@@ -44,7 +44,7 @@ def folders(tmp_path_factory):
 
 def spec(folder: Any, **fields: Any) -> ModelSpec:
     defaults: dict[str, Any] = {"name": "tiny", "device": "cpu", "dtype": "float32", "max_new_tokens": 12}
-    return ModelSpec(path=str(folder), **{**defaults, **fields})
+    return model_spec(path=str(folder), **{**defaults, **fields})
 
 
 def backend(folder: Any, *, batch_size: int | None = None, **fields: Any) -> TransformersBackend:

@@ -22,7 +22,7 @@ from messcli import api, errors
 from messcli.cli import main
 from messcli.records import ROW_FIELDS
 from messcli.registry import BACKENDS, DIALECTS, METERS, METRICS, POLICIES, PREDICTORS
-from messcli.zoo import ModelSpec
+from messcli.zoo import ModelSpec, PackageOptions, ServerOptions, TransformersOptions, VllmOptions
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -79,7 +79,8 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_every_field_is_documented() -> None:
     page = text_of("docs/formats.md")
-    zoo_fields = {field.name for field in dataclasses.fields(ModelSpec)} - {"path_written"}
+    kinds = (ModelSpec, TransformersOptions, VllmOptions, ServerOptions, PackageOptions)
+    zoo_fields = {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"path_written"}
     assert [name for name in (*ROW_FIELDS, *sorted(zoo_fields)) if f"`{name}`" not in page] == []
 
 
@@ -127,7 +128,7 @@ GROUND = ("__init__", "errors")  # import nothing of messcli; everything may imp
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "records registry tariff",
+        "records registry tariff zoo_values",
         "signals files metrics zoo energy predict",
         "models routing state",
         "report",

@@ -17,7 +17,7 @@ from messcli.errors import ModelError, ModelTooLarge
 from messcli.models.backend import create
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Request
-from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo
+from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo, model_spec
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "requests.jsonl"
 PROMPTS = [json.loads(line)["prompt"] for line in SAMPLES.read_text().splitlines()[:12]]
@@ -33,7 +33,9 @@ with_vllm = [
 
 
 def spec(of: ModelSpec = LARGE, **fields: Any) -> ModelSpec:
-    return replace(of, backend="vllm", **{"memory_share": 0.1, "load": {"enforce_eager": True}, **fields})
+    own = {"memory_share": 0.1, "load": {"enforce_eager": True}, "dtype": "float32", "device": of.device}
+    common = {"max_new_tokens": of.max_new_tokens, "prompt_template": of.prompt_template, "name": of.name}
+    return model_spec(**{"path": of.path, "backend": "vllm", **common, **own, **fields})
 
 
 @pytest.mark.skipif(here, reason="vLLM is installed")

@@ -9,7 +9,7 @@ import pytest
 
 import messcli.zoo
 from messcli.errors import ZooError
-from messcli.zoo import ModelSpec, find_zoo, load_zoo
+from messcli.zoo import ModelSpec, TransformersOptions, find_zoo, load_zoo
 
 FULL = """
 description = "a zoo"
@@ -62,11 +62,14 @@ def test_everything_that_a_zoo_may_say(tmp_path):
     assert small.path == str(tmp_path / "models" / "small")
     assert small.device == "cuda:0"
     assert small.generation == {"num_beams": 4}
-    assert small.load["quantization_config"] == {"quant_method": "gguf", "dequantize": True}
+    assert small.own(TransformersOptions).load["quantization_config"] == {
+        "quant_method": "gguf",
+        "dequantize": True,
+    }
     assert small.fill_template("{0} {prompt}") == "Translate {x}: {0} {prompt} {0}"
     assert large.path == "org/large-7b.v2"
-    assert large.revision == "v1"
-    assert (large.device, large.dtype, large.max_new_tokens, large.backend) == (
+    assert large.own(TransformersOptions).revision == "v1"
+    assert (large.device, large.own(TransformersOptions).dtype, large.max_new_tokens, large.backend) == (
         "auto",
         "auto",
         128,

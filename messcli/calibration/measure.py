@@ -39,7 +39,7 @@ from messcli.files.requests import InputFields, open_input, read_requests
 from messcli.models.backend import Backend, Exact, create
 from messcli.records import Generation, Rejected, Request
 from messcli.signals import Stop, stop_signals
-from messcli.zoo import ModelSpec, Zoo, load_zoo
+from messcli.zoo import CheckpointOptions, ModelSpec, Zoo, load_zoo
 
 BUDGET_SECONDS = 600.0
 QUICK_SECONDS = 40.0
@@ -653,7 +653,7 @@ class _Job:
             name=model.name,
             signature=model.signature,
             device=model.device,
-            dtype=model.backend.spec.dtype,
+            dtype=model.backend.spec.own(CheckpointOptions).dtype,
             batch_size=model.batch_size,
             meter=model.meter,
             idle_watts=idle_watts,

@@ -14,7 +14,7 @@ from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create
 from messcli.models.live import Live
-from messcli.zoo import ModelSpec, Zoo
+from messcli.zoo import ModelSpec, ServerOptions, Zoo
 
 
 def open_live(
@@ -64,9 +64,10 @@ def _backend(spec: ModelSpec, zoo: Zoo, running: Running) -> Backend:
     from messcli.models.openai import OpenAIBackend
     from messcli.models.priced import CALIBRATION, STATED, Priced, stated_price
 
-    if spec.joules:
-        return Priced(backend, stated_price(spec.joules), STATED)
-    if spec.calibration is None and isinstance(backend, OpenAIBackend) and backend.local:
+    own = spec.own(ServerOptions)
+    if own.joules:
+        return Priced(backend, stated_price(own.joules), STATED)
+    if own.calibration is None and isinstance(backend, OpenAIBackend) and backend.local:
         return backend
     return Priced(backend, _calibrated(spec, zoo), CALIBRATION)
 
@@ -75,12 +76,13 @@ def _calibrated(spec: ModelSpec, zoo: Zoo) -> Callable[[int, int], float]:
     """What the calibration of the server's own machine says. That it is another machine than ours is the point."""
     from messcli.calibration.file import load_calibration, places
 
-    where = [Path(spec.calibration)] if spec.calibration else [file for file in places(zoo) if file.is_file()]
+    own = spec.own(ServerOptions)
+    where = [Path(own.calibration)] if own.calibration else [file for file in places(zoo) if file.is_file()]
     for file in where:
         for model in load_calibration(file).models:
             if model.name == spec.name:
                 return model.gross.coefficients.joules
     raise ZooError(
-        f'model "{spec.name}": its server ({spec.base_url}) runs elsewhere, and nothing says what its tokens '
+        f'model "{spec.name}": its server ({own.base_url}) runs elsewhere, and nothing says what its tokens '
         "cost. Calibrate it on its own machine and set calibration = FILE, or give prices in [models.joules]"
     )

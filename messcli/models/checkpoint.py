@@ -23,7 +23,7 @@ from messcli.errors import ModelError, ModelTooLarge, ZooError, first_line
 from messcli.models.backend import collector_paused, confidence_of
 from messcli.models.prompts import PromptEncoder
 from messcli.records import Generation, Request
-from messcli.zoo import ModelSpec
+from messcli.zoo import CheckpointOptions, ModelSpec
 
 _SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # options of from_pretrained that say where files lie, and so hold for config and tokenizer too
@@ -42,6 +42,7 @@ class Checkpoint:
 
     def __init__(self, spec: ModelSpec, positions: int | None = None) -> None:
         self._spec = spec
+        self._own = spec.own(CheckpointOptions)
         self._positions = positions
         self._read_config: Any = None
         self._read_tokenizer: Any = None
@@ -69,7 +70,7 @@ class Checkpoint:
         """Of transformers. Raises as `config` does."""
         if self._read_tokenizer is None:
             _ = self.config  # the same files, told about in its words first
-            options = {**self.file_options(), **self._spec.tokenizer}
+            options = {**self.file_options(), **self._own.tokenizer}
             try:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self._spec.path, **options)
             except Exception as error:
@@ -95,12 +96,12 @@ class Checkpoint:
     def file_options(self) -> dict[str, Any]:
         """What every `from_pretrained` of this checkpoint is told."""
         # None would ask on stdin
-        options: dict[str, Any] = {"trust_remote_code": self._spec.trust_remote_code}
-        if self._spec.revision is not None:
-            options["revision"] = self._spec.revision
+        options: dict[str, Any] = {"trust_remote_code": self._own.trust_remote_code}
+        if self._own.revision is not None:
+            options["revision"] = self._own.revision
         if Path(self._spec.path).is_dir():
             options["local_files_only"] = True
-        options.update((key, self._spec.load[key]) for key in _WHERE_FILES_ARE if key in self._spec.load)
+        options.update((key, self._own.load[key]) for key in _WHERE_FILES_ARE if key in self._own.load)
         return options
 
     def generation_options(self, defaults: Any) -> Any:
@@ -211,15 +212,15 @@ class Checkpoint:
             if root.is_absolute():
                 raise self.error("there is no such folder", "Correct path in zoo.toml, or download the model")
             return
-        folder = root / str(self._spec.load.get("subfolder", ""))
-        if "gguf_file" in self._spec.load:
+        folder = root / str(self._own.load.get("subfolder", ""))
+        if "gguf_file" in self._own.load:
             return
         if not (folder / "config.json").is_file():
             raise self.error(
                 "the folder has no config.json",
                 "Point path at a folder written by save_pretrained, or name a gguf_file in [models.load]",
             )
-        if self._spec.allow_pickle or any(folder.glob("*.safetensors")):
+        if self._own.allow_pickle or any(folder.glob("*.safetensors")):
             return
         if any(file for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind)):
             raise self.error(
@@ -326,7 +327,7 @@ class Checkpoint:
             )
         if "RevisionNotFoundError" in named:
             return self.error(
-                f"the hub has no revision {self._spec.revision!r}", "Correct revision in zoo.toml"
+                f"the hub has no revision {self._own.revision!r}", "Correct revision in zoo.toml"
             )
         if "RepositoryNotFoundError" in named:
             return self.error(

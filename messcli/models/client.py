@@ -22,7 +22,7 @@ import aiohttp
 
 LARGEST_BODY = 16 * 2**20  # bytes, unpacked; an answer of 100,000 tokens with its log-probabilities has 10 MB
 CONNECT_SECONDS = 10.0
-FIRST_CONCURRENCY = 64
+FIRST_CONCURRENCY = 32
 LARGEST_CONCURRENCY = 1024
 _GROWTH = 1.1  # that twice the requests must bring in throughput, for the number to stay doubled
 _GROUP_SECONDS, _GROUP_ANSWERS = 1.0, 64
@@ -50,42 +50,45 @@ class NoReply(Exception):
 class Concurrency:
     """How many requests are under way at a time: what was stated, or found by doubling while throughput grows.
 
-    Throughput is (requests under way) / (mean seconds of those that were sent since the number was set):
-    Little's law. A server that refuses for being busy halves the number, and ends the search.
+    A number is judged by the seconds that as many answers take, after half as many have come since it was set. A
+    server that refuses for being busy halves the number, and ends the search.
     """
 
-    def __init__(self, stated: int | None) -> None:
+    def __init__(self, stated: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = LARGEST_CONCURRENCY if files == resource.RLIM_INFINITY else max(1, files // 2)
+        self._clock = clock
         self.limit = stated or min(FIRST_CONCURRENCY, most)
         self._most = min(LARGEST_CONCURRENCY, most)
         self._searching = stated is None
-        self._before = 0.0  # throughput at half the number
-        self._since = time.monotonic()  # the number was set
-        self._seconds: list[float] = []  # of requests sent since then
+        self._before = 0.0  # answers per second at half the number
+        self._since = self._began = self._clock()
+        self._answers = 0  # since the number was set
 
-    def answered(self, sent: float) -> None:
-        """A request that was sent at `sent`, of the monotonic clock, has its answer."""
-        if not self._searching or sent < self._since:
+    def answered(self) -> None:
+        """A request has its answer."""
+        if not self._searching:
             return
-        self._seconds.append(time.monotonic() - sent)
-        if len(self._seconds) < max(8, self.limit * 3 // 4):
-            return
-        throughput = self.limit * len(self._seconds) / max(sum(self._seconds), 1e-9)
-        if throughput < _GROWTH * self._before:
-            self._set(self.limit // 2, search=False)
-        else:
-            self._before = throughput
-            self._set(min(2 * self.limit, self._most), search=2 * self.limit <= self._most)
+        self._answers += 1
+        if self._answers == max(1, self.limit // 2):
+            self._began = self._clock()
+        elif self._answers == max(1, self.limit // 2) + self.limit:
+            rate = self.limit / max(self._clock() - self._began, 1e-9)
+            if rate < _GROWTH * self._before:
+                self._set(self.limit // 2, search=False)
+            else:
+                self._before = rate
+                self._set(min(2 * self.limit, self._most), search=2 * self.limit <= self._most)
 
     def refused(self, sent: float) -> None:
-        """The server said that it is busy, to a request that was sent at `sent`."""
+        """The server said that it is busy, to a request that was sent at `sent`, of the clock."""
         if sent >= self._since and self.limit > 1:
             self._set(self.limit // 2, search=False)
 
     def _set(self, limit: int, *, search: bool) -> None:
         self.limit, self._searching = limit, search
-        self._since, self._seconds = time.monotonic(), []
+        self._since = self._began = self._clock()
+        self._answers = 0
 
 
 class Client:

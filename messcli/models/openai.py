@@ -30,7 +30,7 @@ from messcli.models.backend import Group, confidence_of, group_of, seed_of
 from messcli.models.client import Client, Concurrency, NoReply, Reply
 from messcli.models.processes import ProcessClock, listeners
 from messcli.records import Fault, Generation, Request
-from messcli.zoo import ModelSpec
+from messcli.zoo import ModelSpec, ServerOptions
 
 ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.5  # doubled with each attempt, and jittered
@@ -74,7 +74,7 @@ class OpenAIBackend:
     """One model of a server. See `messcli.models.backend.Backend` for the protocol.
 
     Args:
-        batch_size: the requests under way, where spec.concurrency doesn't say; None: found by doubling.
+        batch_size: the requests under way, where self._own.concurrency doesn't say; None: found by doubling.
         sleep, jitter: for the pauses between attempts; jitter is drawn from [0, 1).
     """
 
@@ -89,11 +89,12 @@ class OpenAIBackend:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.spec = spec
+        self._own = spec.own(ServerOptions)
         self._sleep = sleep
         self._jitter = jitter
-        self._url = (spec.base_url or "").rstrip("/")
+        self._url = (self._own.base_url or "").rstrip("/")
         self._body = self._options()
-        self.concurrency = Concurrency(spec.concurrency or batch_size or spec.batch_size)
+        self.concurrency = Concurrency(self._own.concurrency or batch_size or spec.batch_size)
         self._client: Client | None = None
         self._clock: ProcessClock | None = None
         self._answered = False  # with something that was an answer
@@ -125,7 +126,7 @@ class OpenAIBackend:
         if self._client is not None:
             return
         headers = self._headers()
-        client = Client(self._url, self.spec.timeout, proxies=not self.local)
+        client = Client(self._url, self._own.timeout, proxies=not self.local)
         try:
             reply = client.wait(client.send("GET", "/models", headers))
             if reply.status in (401, 403):
@@ -176,15 +177,15 @@ class OpenAIBackend:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
         }
-        if self.spec.api_key_env is not None:
-            key = os.environ.get(self.spec.api_key_env, "").strip()
+        if self._own.api_key_env is not None:
+            key = os.environ.get(self._own.api_key_env, "").strip()
             if not key:
                 raise self._error(
-                    f"the environment has no {self.spec.api_key_env}", "Set it to the server's API key"
+                    f"the environment has no {self._own.api_key_env}", "Set it to the server's API key"
                 )
             if not (key.isascii() and key.isprintable()):
                 raise self._error(
-                    f"{self.spec.api_key_env} holds characters that no HTTP header takes", "Correct the key"
+                    f"{self._own.api_key_env} holds characters that no HTTP header takes", "Correct the key"
                 )
             headers["Authorization"] = f"Bearer {key}"
         return headers
@@ -248,7 +249,7 @@ class OpenAIBackend:
         if not sampling:
             body["temperature"] = 0
         body["logprobs"] = True
-        extra = dict(self.spec.request)
+        extra = dict(self._own.request)
         if "max_completion_tokens" in extra:
             del body["max_tokens"]
         omitted = extra.pop(OMIT, ())
@@ -298,7 +299,7 @@ class OpenAIBackend:
             else:
                 read = self.read(reply, body)
                 if isinstance(read, Generation):
-                    self.concurrency.answered(sent)
+                    self.concurrency.answered()
                     return read
                 if read is None:  # an option was changed: the same once more
                     continue
@@ -329,7 +330,7 @@ class OpenAIBackend:
         body = dict(self._body)
         if body.get("logprobs") is True and path == "/completions":
             body["logprobs"] = 1  # there a number: of the likeliest tokens
-        if body.get("temperature", 1) != 0 and "seed" not in self.spec.request.get(OMIT, ()):
+        if body.get("temperature", 1) != 0 and "seed" not in self._own.request.get(OMIT, ()):
             body.setdefault("seed", seed_of(request))
         return body
 
@@ -441,7 +442,7 @@ class OpenAIBackend:
             if "max_tokens" in self._body:
                 self._body["max_completion_tokens"] = self._body.pop("max_tokens")
             return True
-        if option == "logprobs" and "logprobs" not in self.spec.request:
+        if option == "logprobs" and "logprobs" not in self._own.request:
             self._body.pop("logprobs", None)
             return True
         return False
@@ -452,8 +453,8 @@ class OpenAIBackend:
         if reply.status in (401, 403):
             cure = (
                 "Set api_key_env in zoo.toml to the name of the variable that holds the key"
-                if self.spec.api_key_env is None
-                else f"Correct the key in {self.spec.api_key_env}"
+                if self._own.api_key_env is None
+                else f"Correct the key in {self._own.api_key_env}"
             )
         elif reply.status == 404:
             cure = "Correct path, the model's name on the server, or base_url, which often ends in /v1"
@@ -484,7 +485,7 @@ class OpenAIBackend:
 
     def _without_key(self, text: str) -> str:
         """`text` with the key taken out, should a server send it back."""
-        key = os.environ.get(self.spec.api_key_env or "", "").strip()
+        key = os.environ.get(self._own.api_key_env or "", "").strip()
         return text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
 
 

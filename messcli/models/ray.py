@@ -35,7 +35,7 @@ from messcli.energy import Call, EnergyLedger, Meter, open_meter
 from messcli.errors import MessError, ModelError, UsageError
 from messcli.models.backend import Backend, Billed, Group, InBatches, create, fitting, group_of
 from messcli.records import Generation, Request
-from messcli.zoo import ModelSpec, Zoo
+from messcli.zoo import CheckpointOptions, ModelSpec, Zoo
 
 INSTALL = "pip install 'messcli[ray]'"
 START_SECONDS = 600.0  # within which a model's first actor has started and loaded
@@ -168,6 +168,7 @@ class RayBackend(InBatches):
         shared: _Shared,
     ) -> None:
         self.spec = spec
+        self._replicas = spec.own(CheckpointOptions).replicas
         self._ray = ray
         self._arguments = (spec, batch_size, metering)
         self._shared = shared
@@ -204,7 +205,7 @@ class RayBackend(InBatches):
         """Ask for the replicas, and wait for none."""
         if not self._started:
             self._started = True
-            for _ in range(self.spec.replicas):
+            for _ in range(self._replicas):
                 self._start_actor()
 
     def unload(self) -> None:
@@ -263,11 +264,7 @@ class RayBackend(InBatches):
             self._wait_until = time.monotonic() + RESTART_SECONDS
         self._warnings.append(
             f'model "{self.spec.name}": lost an actor ({why}); '
-            + (
-                f"{left} of {self.spec.replicas} replicas go on"
-                if left
-                else "no replica is left that answers"
-            )
+            + (f"{left} of {self._replicas} replicas go on" if left else "no replica is left that answers")
         )
         self._start_actor()
 
@@ -427,7 +424,7 @@ class _Shared:
         for spec in zoo.models:
             for name, amount in _needs(spec).items():
                 one[name] += amount
-                every[name] += amount * spec.replicas
+                every[name] += amount * spec.own(CheckpointOptions).replicas
         for name, amount in one.items():
             if amount > has.get(name, 0.0):
                 raise UsageError(
@@ -576,7 +573,7 @@ def _check_port(address: str | None) -> None:
 def _needs(spec: ModelSpec) -> dict[str, float]:
     """Ray's resources of one actor: zoo.toml's, else one CPU, and one GPU for a model on a card."""
     gpus = {"GPU": 1.0} if spec.device.startswith("cuda") else {}
-    return {"CPU": 1.0, **gpus, **spec.resources}
+    return {"CPU": 1.0, **gpus, **spec.own(CheckpointOptions).resources}
 
 
 def _told(error: Any) -> BaseException:

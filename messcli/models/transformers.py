@@ -24,7 +24,7 @@ from messcli.errors import ModelError, first_line
 from messcli.models.backend import Group, InBatches, collector_paused, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint, cure_for, first_attribute, is_out_of_memory
 from messcli.records import Generation, Request
-from messcli.zoo import ModelSpec
+from messcli.zoo import ModelSpec, TransformersOptions
 
 _LARGEST_BATCH = {"cuda": 64, "cpu": 32}  # beyond these, throughput is flat and latency is not
 _BATCH_WITHOUT_SIZES = 8  # where the config does not say how large its key-value cache is
@@ -40,6 +40,7 @@ class TransformersBackend(InBatches):
     def __init__(self, spec: ModelSpec, *, batch_size: int | None) -> None:
         """`batch_size` None: spec.batch_size, else chosen by memory. Nothing is read before it is needed."""
         self.spec = spec
+        self._own = spec.own(TransformersOptions)
         self._batch_size = batch_size if batch_size is not None else spec.batch_size
         self.checkpoint = Checkpoint(spec)
         self._model: Any = None
@@ -131,10 +132,10 @@ class TransformersBackend(InBatches):
         # renamed in transformers 4.56; the old name warns in 5
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         dtype = "dtype" if version >= (4, 56) else "torch_dtype"
-        options = {dtype: self.spec.dtype, "device_map": self.spec.device, **self.spec.load}
+        options = {dtype: self._own.dtype, "device_map": self.spec.device, **self._own.load}
         options.update(self.checkpoint.file_options())
         # None still prefers safetensors, and falls back to pickle with torch's weights_only unpickler
-        options["use_safetensors"] = None if self.spec.allow_pickle else True
+        options["use_safetensors"] = None if self._own.allow_pickle else True
         if isinstance(options.get("max_memory"), Mapping):  # TOML has no integer keys, accelerate wants them
             options["max_memory"] = {
                 int(key) if key.isdigit() else key: value for key, value in options["max_memory"].items()
@@ -240,8 +241,8 @@ class TransformersBackend(InBatches):
             dtype = self._model.dtype
         else:
             dtype = (
-                self.spec.dtype
-                if self.spec.dtype != "auto"
+                self._own.dtype
+                if self._own.dtype != "auto"
                 else getattr(self.checkpoint.config, "dtype", None)
             )
         if isinstance(dtype, str):
@@ -366,8 +367,8 @@ class TransformersBackend(InBatches):
         # a beam changes its row from step to step
         watch = _TokenLogProbabilities() if (config.num_beams or 1) == 1 else None
         watched = {} if watch is None else {"logits_processor": transformers.LogitsProcessorList([watch])}
-        if self.spec.threads is not None:
-            torch.set_num_threads(self.spec.threads)  # for the whole process; models take turns
+        if self._own.threads is not None:
+            torch.set_num_threads(self._own.threads)  # for the whole process; models take turns
         try:
             with torch.inference_mode(), self._seeded(first):
                 output = model.generate(

@@ -26,7 +26,7 @@ from messcli.models.backend import Group, confidence_of, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint
 from messcli.models.processes import child_pids, live_seconds
 from messcli.records import Generation, Request
-from messcli.zoo import ModelSpec
+from messcli.zoo import ModelSpec, VllmOptions
 
 INSTALL = "pip install 'messcli[vllm]'"
 _GROUP_SECONDS = 1.0  # a group of answers lasts so long,
@@ -88,7 +88,8 @@ class VllmBackend:
 
     def __init__(self, spec: ModelSpec, *, batch_size: int | None) -> None:
         self.spec = spec
-        self.checkpoint = Checkpoint(spec, positions=spec.load.get("max_model_len"))
+        self._own = spec.own(VllmOptions)
+        self.checkpoint = Checkpoint(spec, positions=self._own.load.get("max_model_len"))
         self._batch_size = batch_size if batch_size is not None else spec.batch_size
         self._generation_config: Any = None
         self._engine: Any = None
@@ -113,7 +114,7 @@ class VllmBackend:
 
         if self.spec.device == "cpu" or not torch.cuda.is_available():
             return ("cpu",)
-        sizes = (self.spec.load.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
+        sizes = (self._own.load.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
         cards = 1
         for size in sizes:
             cards *= int(size)
@@ -210,7 +211,7 @@ class VllmBackend:
             try:
                 found = snapshot_download(
                     self.spec.path,
-                    revision=self.spec.revision,
+                    revision=self._own.revision,
                     allow_patterns=["*.safetensors"],
                     local_files_only=True,
                 )
@@ -250,7 +251,7 @@ class VllmBackend:
                 'Choose it by CUDA_VISIBLE_DEVICES, or serve the model and set backend = "openai"',
             )
         for name, own in _OWN_FIELD.items():
-            if name in self.spec.load:
+            if name in self._own.load:
                 cure = f"Set {own} on the model itself" if own else "Remove it from zoo.toml"
                 raise self.checkpoint.error(f"load.{name}: messcli sets this itself", cure)
         unknown = next((name for name in self.spec.generation if name not in _UNDERSTOOD), None)
@@ -276,25 +277,25 @@ class VllmBackend:
         limit = self.context_length
         options: dict[str, Any] = {
             "model": spec.path,
-            "dtype": spec.dtype,
-            "trust_remote_code": spec.trust_remote_code,
-            "revision": spec.revision,
+            "dtype": self._own.dtype,
+            "trust_remote_code": self._own.trust_remote_code,
+            "revision": self._own.revision,
             "generation_config": "vllm",
             "disable_log_stats": True,
         }
-        if spec.memory_share is not None:
-            options["gpu_memory_utilization"] = spec.memory_share
+        if self._own.memory_share is not None:
+            options["gpu_memory_utilization"] = self._own.memory_share
         if limit is not None:
             options["max_model_len"] = limit + spec.max_new_tokens
         if self._batch_size is not None:
             options["max_num_seqs"] = self._batch_size
-        if not spec.allow_pickle:
+        if not self._own.allow_pickle:
             options["load_format"] = "safetensors"
         if self.devices[0] != "cpu":
             options["enable_sleep_mode"] = True
         if "stream_interval" in _engine_argument_names():
             options["stream_interval"] = _STREAM_INTERVAL
-        return {**options, **spec.load}
+        return {**options, **self._own.load}
 
     def _sampling(self, request: Request) -> Any:
         """vLLM's options for one request: the checkpoint's and zoo.toml's; greedy unless sampling was asked for."""

@@ -1022,11 +1022,11 @@ def _synchronize(device: str) -> None:
 def messcli_backend(name: str, folder: str, device: str, new_tokens: int) -> Any:
     """A model behind messcli's transformers backend. All that this file imports of messcli."""
     from messcli.models.backend import create
-    from messcli.zoo import ModelSpec
+    from messcli.zoo import model_spec
 
-    spec = ModelSpec(
-        name,
-        folder,
+    spec = model_spec(
+        name=name,
+        path=folder,
         device=device,
         dtype="bfloat16",
         max_new_tokens=new_tokens,
