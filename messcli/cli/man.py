@@ -23,6 +23,7 @@ from messcli.errors import (
     EXIT_SIGTERM,
     EXIT_SLA_MISSED,
     EXIT_STATE_BUSY,
+    EXIT_UNAVAILABLE,
     EXIT_USAGE,
 )
 
@@ -34,6 +35,10 @@ EXIT_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
     EXIT_USAGE: ("Wrong usage: an unknown option, a value out of range, options that contradict.", _ALL),
     EXIT_SLA_MISSED: ("Done, but the observed mean accuracy is below alpha (with --check-sla).", ("route",)),
     EXIT_ROWS_WITH_ERRORS: ("Done, but some rows have `error`.", ("route", "record")),
+    EXIT_UNAVAILABLE: (
+        "A model's server isn't there, or its quota is used up; the same command goes on later.",
+        ("route", "record"),
+    ),
     EXIT_STATE_BUSY: (
         "Another process holds the state; try again later, or with --wait.",
         ("route", "record", "rows"),
