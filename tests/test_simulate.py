@@ -318,7 +318,7 @@ def test_plots_are_drawings_that_need_nothing_else(table_file, tmp_path):
     [
         ((), 2, "no target accuracy. Give --alpha, or --alpha-at 0.5"),
         (("--alpha", "1.5"), 2, "--alpha"),
-        (("--alpha", "much"), 2, "'much' is no number"),
+        (("--alpha", "much"), 2, "'much' is not a valid number"),
         (("--alpha", "0.7", "--v", "0"), 2, "--v"),
         (("--alpha", "0.7", "--models", "small,huge"), 1, 'no outcome of model "huge"'),
         (("--alpha", "0.7", "--out", "/dev/null/out"), 1, "Give a writable place with --out"),

@@ -15,6 +15,7 @@ import click
 
 from messcli import __version__
 from messcli.cli import main
+from messcli.cli.command import Command
 from messcli.errors import (
     EXIT_ERROR,
     EXIT_OK,
@@ -115,10 +116,15 @@ def _lines(command: click.Command, context: click.Context, name: str) -> Iterato
         for sub in command.list_commands(context):
             yield from (".TP", f"\\fBmesscli\\-{sub}\\fR(1)", _text(command.commands[sub].short_help or ""))
     yield ".SH OPTIONS"
-    for param in command.get_params(context):
-        record = param.get_help_record(context)
-        if record is not None and isinstance(param, click.Option):
-            yield from (".TP", f"\\fB{_text(record[0])}\\fR", _text(record[1]))
+    headings = command.headings if isinstance(command, Command) else {}
+    grouped = {id(param) for ones in headings.values() for param in ones}
+    ungrouped = [param for param in command.get_params(context) if id(param) not in grouped]
+    for heading, params in {**headings, "Help": ungrouped}.items():
+        yield from ([f".SS {_text(heading)}"] if headings else [])
+        for param in params:
+            record = param.get_help_record(context)
+            if record is not None and isinstance(param, click.Option):
+                yield from (".TP", f"\\fB{_text(record[0])}\\fR", _text(record[1]))
     yield from _table("EXIT STATUS", {str(code): entry for code, entry in EXIT_STATUS.items()}, name)
     yield from _table("FILES", FILES, name)
     yield from _table("ENVIRONMENT", ENVIRONMENT, name)

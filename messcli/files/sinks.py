@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from io import RawIOBase
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from messcli.errors import MessError, UsageError
+from messcli.files.standard import data_output
 
 STDOUT = "-"
 
@@ -99,12 +99,7 @@ class StandardOutput:
     """Rows for a pipe. Raises BrokenPipeError when the reader has gone."""
 
     def __init__(self) -> None:
-        if sys.stdout is None:  # `>&-`
-            raise MessError("standard output is closed. Name a file with -o")
-        buffer = sys.stdout.buffer
-        buffer.flush()
-        # Past the buffer: rows that a full disk refused must not be tried again when Python exits.
-        self._handle = getattr(buffer, "raw", buffer)
+        self._handle = data_output()
         self._rows = 0
 
     def write(self, lines: Sequence[str]) -> None:

@@ -112,6 +112,11 @@ class Summary:
             if account.observed_mean is not None and not keeps(account.observed_mean, self.alphas[plan])
         ]
 
+    def failures(self) -> list[str]:
+        """One line about the failed requests of this run, for people; none where none failed."""
+        rows = "row has" if self.failed == 1 else "rows have"
+        return [f"{self.failed} {rows} `error`; the first: {self.first_error}"] if self.failed else []
+
     def text(self) -> list[str]:
         """The summary, for people."""
         rows = [("requests", self._requests_line())]
@@ -230,7 +235,9 @@ class Tally:
         self._routed += 1
         self._explored += line.decision.explored
         if line.served is None:
-            self._add_failure(line.outcomes[line.decision.model].error)
+            request = line.request
+            error = line.outcomes[line.decision.model].error
+            self._add_failure(f"{request.source}:{request.line}: {request.id!r}: {error}")
         else:
             self._served[self._names[line.served]] += 1
         if line.billed_joules is None:

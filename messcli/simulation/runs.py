@@ -14,7 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -279,14 +280,31 @@ def _mapper(
         ) as pool,
     ):
         try:
-            yield lambda items: pool.map(_in_worker, items)
+            yield lambda items: _started(pool, items)
         except BrokenProcessPool:
             raise MessError(
                 f"one of {jobs} processes was killed, most likely for want of memory. Run with --jobs 1"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # what they work on, nobody waits for
+                worker.terminate()
             raise
+
+
+def _started(pool: ProcessPoolExecutor, items: Sequence[Item]) -> Iterator[Any]:
+    """The pool at work. A signal waits until its processes have started: one that is cut off before leaves a traceback.
+
+    They inherit the blocked signals, and let them in when they are ready.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return pool.map(_in_worker, items)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -309,7 +327,17 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def _start_worker(function: Callable[..., Any], table: OutcomeTable) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent answers it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(function=function, table=table)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next item for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_worker(item: Any) -> Any:

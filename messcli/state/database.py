@@ -25,6 +25,7 @@ from typing import Any
 
 from messcli.errors import StateBusy, StateError, UsageError
 from messcli.files.sinks import STDOUT, Sink, open_sink, sync_folder
+from messcli.files.standard import write_data
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x4D455353  # "MESS": `file` and SQLite tools can tell what the database is
@@ -692,10 +693,9 @@ def print_rows(path: Path, output: str, *, wait_seconds: float = 0.0) -> None:
     if not path.exists():
         raise StateError(f"{path}: no such file. Name the --state that the rows were routed with")
     with State(path, wait_seconds=wait_seconds) as state:
-        sink = open_sink(STDOUT, 0, torn=False)
         rows = state.rows(output)
         while batch := list(islice(rows, 1000)):
-            sink.write(batch)
+            write_data("".join(f"{line}\n" for line in batch).encode())
 
 
 def _size(output: str) -> int:
