@@ -319,15 +319,15 @@ def test_without_references_the_queue_moves_by_the_estimate_and_nothing_is_learn
     requests, source = table(60)
     control = controller()
     run(requests, source, control)
-    before = control.predictor.state()
+    before = list(control.predictor.state().flat())
     blind, blind_source = table(50, seed=1, reference_share=0.0)
     queue = control.accounts[DEFAULT_PLAN].queue
     for line in run(blind, blind_source, control):
         queue = queue.after(0.6, line.decision.estimates[line.served])
         assert line.queue == queue.length
         assert not line.decision.explored
-    for name, array in control.predictor.state().items():
-        np.testing.assert_array_equal(before[name], array)
+    for (_, value), (_, same) in zip(control.predictor.state().flat(), before, strict=True):
+        np.testing.assert_array_equal(value, same)
     assert control.accounts[DEFAULT_PLAN].estimated == 50
 
 
@@ -390,9 +390,12 @@ def test_events_replayed_give_the_same_controller_whatever_pieces_they_come_in(w
         second.close_window()
     third = fresh()
     third.load(first.state())
-    for name, array in first.state().items():
-        np.testing.assert_array_equal(array, second.state()[name])
-        np.testing.assert_array_equal(array, third.state()[name])
+    for kept, other, same in zip(
+        first.state().flat(), second.state().flat(), third.state().flat(), strict=True
+    ):
+        assert kept[0] == other[0] == same[0]
+        np.testing.assert_array_equal(kept[1], other[1])
+        np.testing.assert_array_equal(kept[1], same[1])
 
 
 def test_plans_have_queues_of_their_own_and_share_predictors():

@@ -20,6 +20,7 @@ from messcli.predict.ridge import candidate_weights
 from messcli.predict.text import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
 from messcli.predict.tuning import LATENT, RIDGE, Linear
 from messcli.registry import PREDICTORS
+from messcli.snapshots import Part
 
 NAN = float("nan")
 MODELS = 3
@@ -58,14 +59,14 @@ def test_knows_nothing_at_first(name):
 
 def test_predicting_is_pure_and_in_range(name):
     predictor = taught(create_predictor(name, MODELS), samples(150))
-    before = {key: array.copy() for key, array in predictor.state().items()}
+    before = list(predictor.state().flat())
     for text, _ in samples(50, seed=1):
         estimates = predictor.predict_one(predictor.encode(text))
         assert estimates.shape == (MODELS,)
         assert ((estimates >= 0) & (estimates <= 1)).all()
         assert np.array_equal(estimates, predictor.predict_one(predictor.encode(text)))
-    for key, array in predictor.state().items():
-        np.testing.assert_array_equal(before[key], array)
+    for (_, value), (_, same) in zip(predictor.state().flat(), before, strict=True):
+        np.testing.assert_array_equal(value, same)
 
 
 def test_learns_levels(name):
@@ -123,7 +124,7 @@ def test_a_snapshot_continues_exactly(cut, seed):
         straight = taught(create_predictor(name, MODELS), rows)
         first = taught(create_predictor(name, MODELS), rows[:cut])
         second = create_predictor(name, MODELS)
-        second.load({key: array.copy() for key, array in first.state().items()})
+        second.load(Part.loads(first.state().dumps()))
         taught(second, rows[cut:])
         for text, _ in samples(10, seed + 10):
             assert np.array_equal(

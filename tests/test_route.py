@@ -384,7 +384,7 @@ def test_from_a_found_price_to_a_given_v_and_back(job: Job, first: list[str], th
     assert [row["id"] for row in job.rows()] == [f"r{n}" for n in range(120)]
 
 
-@pytest.mark.parametrize(("version", "predictor"), [(1, "linear"), (2, "ridge")])
+@pytest.mark.parametrize(("version", "predictor"), [(1, "linear"), (2, "ridge"), (3, "ridge")])
 def test_a_state_of_an_earlier_version_goes_on(job: Job, version: int, predictor: str) -> None:
     job.write(mixed_requests(60)[:48])
     db = sqlite3.connect(job.folder / "S")

@@ -12,13 +12,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
-
 from messcli.calibration.file import Calibration
 from messcli.errors import StateError
 from messcli.files.requests import open_input
 from messcli.metrics import Metric
+from messcli.routing import older
 from messcli.routing.controller import Controller, Event
 from messcli.routing.setup import Setup
 from messcli.routing.sla import Account, VirtualQueue
@@ -52,6 +50,7 @@ class Terms:
             "horizon": self.horizon,
             "counted_horizon": self.counted_horizon,
             "calibration": None if self.calibration is None else self.calibration.identity,
+            "tuning": self.setup.tuning.digest,
         }
 
     def setup_under(self, settings: Mapping[str, Any]) -> Setup:
@@ -150,21 +149,41 @@ def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
     return None
 
 
-def resume(state: State, terms: Terms, create: CreateController, names: Sequence[str]) -> Controller:
-    """The controller of the models `names` as the last run left it, under this run's terms."""
+def resume(
+    state: State,
+    terms: Terms,
+    create: CreateController,
+    names: Sequence[str],
+    tell: Callable[[str], None],
+) -> Controller:
+    """The controller of the models `names` as the last run left it, under this run's terms.
+
+    Args:
+        tell: takes a line where something of it begins anew, or goes on under other tuned numbers.
+
+    Raises:
+        StateError: what was learnt isn't known to this messcli.
+    """
     controller = create(terms.setup, len(names), terms.alphas)
     settings, before = terms.settings(), state.settings()
-    # of a state that an earlier version wrote only the ledger is left: every other one has a snapshot from the start
+    # of a state that an earlier version wrote only the ledger may be left; every other one has a snapshot
     forgotten = before is not None and state.learnt()[0] is None
     if before == settings and not forgotten:
-        _replay(state, controller)
+        _replay(state, controller, terms.setup, before)
         return controller
+    anew: list[str] = []
     if before is not None and not forgotten:
         # What came of earlier requests is folded in under the settings that were in force then.
         earlier = create(terms.setup_under(before), len(names), before["alphas"])
-        _replay(state, earlier)
-        _hand_over(earlier, controller)
-    if before is None or forgotten or before["calibration"] != settings["calibration"]:
+        anew = _replay(state, earlier, terms.setup, before)
+        controller.load(earlier.state())
+    if before is not None and before.get("tuning", older.ALL_TUNING) != settings["tuning"]:
+        learns = _learns_anew("predictor" in anew or forgotten, "joules" in anew or forgotten)
+        tell(
+            f"warning: {state.name}: was made under other tuned numbers of messcli. What is finished, the queues and "
+            f"the ledger stay; {learns}"
+        )
+    if before is None or forgotten or "joules" in anew or before["calibration"] != settings["calibration"]:
         controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
     if forgotten:
         controller.t = state.t
@@ -178,21 +197,27 @@ def resume(state: State, terms: Terms, create: CreateController, names: Sequence
     return controller
 
 
-def _replay(state: State, controller: Controller) -> None:
+def _learns_anew(accuracies: bool, joules: bool) -> str:
+    if accuracies or joules:
+        what = "accuracies and joules" if accuracies and joules else "accuracies" if accuracies else "joules"
+        return f"{what} are learnt anew"
+    return "what was learnt stays, and decisions from here on follow the new numbers"
+
+
+def _replay(state: State, controller: Controller, setup: Setup, settings: Mapping[str, Any]) -> list[str]:
+    """Fold in what the state knows. Returns what of it has to be learnt anew."""
     learnt, windows = state.learnt()
+    anew: list[str] = []
     if learnt is not None:
-        controller.load(safetensors.numpy.load(learnt))
+        predictor = "mean" if setup.policy == "random" else setup.predictor
+        try:
+            anew = controller.load(older.read_snapshot(learnt, predictor, settings["alphas"]))
+        except StateError as error:
+            raise StateError(f"{state.name}: {error}") from None
     for events in windows:
         controller.settle([Event.loads(event) for event in events])
         controller.close_window()
-
-
-def _hand_over(earlier: Controller, controller: Controller) -> None:
-    """Let `controller` go on where `earlier` is."""
-    arrays = earlier.state()
-    if earlier.policy.remembers != controller.policy.remembers:
-        arrays |= {name: a for name, a in controller.state().items() if name.startswith("recent.")}
-    controller.load(arrays)
+    return anew
 
 
 # ---- what the state keeps of a controller --------------------------------------------------------
@@ -200,8 +225,7 @@ def _hand_over(earlier: Controller, controller: Controller) -> None:
 
 def snapshot(controller: Controller) -> bytes:
     """All that it has learnt, to be loaded again."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in controller.state().items()}
-    return bytes(safetensors.numpy.save(arrays))
+    return controller.state().dumps()
 
 
 def account_rows(controller: Controller, period: str) -> list[tuple[Any, ...]]:

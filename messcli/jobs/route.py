@@ -105,7 +105,7 @@ def run_job(
             count=count,
         )
         check_signature(state, zoo, metric, terms.setup)
-        controller = resume(state, terms, job.controller, zoo.names)
+        controller = resume(state, terms, job.controller, zoo.names, tell)
         state.open_output(config.output)
         for name, rows in state.unfinished_outputs():
             tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")

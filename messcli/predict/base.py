@@ -7,16 +7,16 @@ share one predictor object, so that a prompt is turned into features once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from messcli.registry import PREDICTORS
+from messcli.snapshots import Part
 
 Accuracies = NDArray[np.float64]  # one per model, in zoo order; NaN where it wasn't observed
-State = dict[str, NDArray[Any]]
 Sparse = tuple[NDArray[np.intp], NDArray[np.float64]]  # distinct indices, and their values
 
 
@@ -55,11 +55,17 @@ class Predictor(Protocol):
         """Changes when earlier estimates are worth making anew."""
         ...
 
-    def state(self) -> State:
-        """Everything learnt, as arrays: `load` of it continues exactly."""
+    def state(self) -> Part:
+        """Everything learnt, as named fields: `load` of it continues exactly. The part's name is the predictor's."""
         ...
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None: ...
+    def load(self, part: Part) -> None:
+        """Go on from `part`.
+
+        Raises:
+            StateError: it isn't what `state` gives.
+        """
+        ...
 
 
 class OneByOne(ABC):

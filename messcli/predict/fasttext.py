@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from messcli.predict import tuning
-from messcli.predict.base import Accuracies, OneByOne, State
+from messcli.predict.base import Accuracies, OneByOne
 from messcli.predict.mean import MeanPredictor
+from messcli.predict.tuning import digest
+from messcli.snapshots import Part
 
 
 class FastTextPredictor(OneByOne):
@@ -85,21 +83,27 @@ class FastTextPredictor(OneByOne):
             own = [(text, float(row[m])) for text, row in samples if not np.isnan(row[m])]
             self._fits[m] = _Fit(own, self._tuning) if len(own) >= self._tuning.minimum else None
 
-    def state(self) -> State:
+    def state(self) -> Part:
         # The fits aren't stored: with one thread and a seed, fitting the same samples gives the same model.
-        kept = {
+        values = {
             "buffer": [[text, _plain(row)] for text, row in zip(self._texts, self._accuracies, strict=True)],
             "fitted_from": [[text, _plain(row)] for text, row in self._fitted_from],
             "seen": self._seen,
             "next_fit": self._next_fit,
         }
-        plain = np.frombuffer(json.dumps(kept).encode(), np.uint8)
-        return {"json": plain, "skill": self._skill.copy(), **self._means.state()}
+        return Part(
+            self.name,
+            arrays={"skill": self._skill.copy()},
+            values=values,
+            parts={"means": self._means.state()},
+            tuning=digest(self._tuning),
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._means.load(state)
-        self._skill = state["skill"].copy()
-        kept = json.loads(state["json"].tobytes())
+    def load(self, part: Part) -> None:
+        part.check(self.state())
+        self._means.load(part.parts["means"])
+        self._skill = part.arrays["skill"].copy()
+        kept = part.values
         self._texts = [text for text, _ in kept["buffer"]]
         self._accuracies = [np.array(row, float) for _, row in kept["buffer"]]
         self._seen, self._next_fit = kept["seen"], kept["next_fit"]

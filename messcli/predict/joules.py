@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from messcli.predict import tuning
 from messcli.predict.latent import LATENT, SIZE
 from messcli.predict.regression import Array, Regression, in_rows, inverse, pooled_ridge
 from messcli.predict.text import CHARACTERS, LENGTH, SHAPE
+from messcli.predict.tuning import LATENT as LATENT_TUNING
+from messcli.predict.tuning import REGRESSION, TEXT, digest
+from messcli.snapshots import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,31 @@ class JoulesPredictor(Regression):
     that: the line's level (so answers that are longer or shorter than was assumed) and the weights around it.
     """
 
+    name = "joules"
+
     def __init__(self, models: int, tuning: tuning.Joules = tuning.JOULES) -> None:
         self._tuning = tuning
         shape, directions = tuning.shared_shape, tuning.shared_directions
         self._shared = np.concatenate((np.full(SHAPE, shape), np.full(LATENT, directions)))
         self._own = tuning.own * self._shared
         self._floor = np.zeros(models)
-        self._unit = np.zeros(1)
+        self._unit = 0.0  # joules; 0: not known
         self._prior = np.zeros((2, models))  # joules at length 0, and per feature LENGTH; 0: no calibration
         super().__init__(models, 0.0)
+
+    def state(self) -> Part:
+        part = super().state()
+        return replace(
+            part,
+            arrays={**part.arrays, "floor": self._floor.copy(), "prior": self._prior.copy()},
+            values={**part.values, "unit": self._unit},
+            tuning=digest(TEXT, LATENT_TUNING, REGRESSION, self._tuning),
+        )
+
+    def load(self, part: Part) -> None:
+        super().load(part)
+        self._floor, self._prior = part.arrays["floor"].copy(), part.arrays["prior"].copy()
+        self._unit = part.values["unit"]
 
     def _begin(self) -> None:
         super()._begin()
@@ -62,7 +81,7 @@ class JoulesPredictor(Regression):
         if prior is not None:
             typical = self._prior[0] + self._prior[1] * prior.characters / CHARACTERS
             self._floor = self._tuning.floor * typical
-            self._unit[0] = typical.min()
+            self._unit = float(typical.min())
 
     def _bounded(self, linear: Array) -> Array:
         return np.maximum(linear, self._floor)
@@ -82,8 +101,8 @@ class JoulesPredictor(Regression):
         weights *= centred.scale
         self._weights = in_rows(np.vstack([weights.T, level - (weights * centred.mean_x).sum(axis=1)]))
         self._floor = self._tuning.floor * level  # a line may cross zero, a model never costs nothing
-        if self.samples.min() <= self._tuning.unit_settles or not self._unit[0]:
-            self._unit[0] = level.min()
+        if self.samples.min() <= self._tuning.unit_settles or not self._unit:
+            self._unit = float(level.min())
         self.version += 1
 
     @property
@@ -92,4 +111,4 @@ class JoulesPredictor(Regression):
 
         It settles once every model was read ten times, and stays: V means the same in the next run.
         """
-        return float(self._unit[0]) or 1.0
+        return self._unit or 1.0

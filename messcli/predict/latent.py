@@ -7,17 +7,16 @@ or models.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from messcli.predict import tuning
 from messcli.predict.text import SHAPE, Encoder, Floats, encode_sparse, shape_of
+from messcli.snapshots import Part
 
 BUCKETS = tuning.LATENT.buckets
 LATENT = tuning.LATENT.directions
@@ -87,11 +86,14 @@ class LatentSpace:
         placed.setflags(write=False)
         return map(Placed, texts, placed)
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {"directions": self._directions.copy(), "middle": self._middle.copy()}
+    def state(self) -> Part:
+        return Part("space", arrays={"directions": self._directions.copy(), "middle": self._middle.copy()})
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._directions, self._middle = state["directions"].copy(), state["middle"].copy()
+    def load(self, part: Part) -> None:
+        fitted = len(part.arrays.get("directions", ())) > 0
+        empty = np.zeros((BUCKETS if fitted else 0, LATENT), np.float32)
+        part.check(Part("space", arrays={"directions": empty, "middle": self._middle}))
+        self._directions, self._middle = part.arrays["directions"].copy(), part.arrays["middle"].copy()
         self.encode = Encoder(self._place)
 
 
@@ -128,14 +130,15 @@ class Lessons:
             self._texts, self._values = [], []
         return lessons
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {
-            "texts": np.frombuffer(json.dumps(self._texts).encode(), np.uint8),
-            "values": np.array(self._values).reshape(-1, self._models),
-            "fits": np.array([self._fits]),
-        }
+    def state(self) -> Part:
+        return Part(
+            "lessons",
+            arrays={"observed": np.array(self._values, float).reshape(-1, self._models)},
+            values={"texts": list(self._texts), "fits": self._fits},
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._texts = json.loads(state["texts"].tobytes())
-        self._values = list(state["values"].copy())
-        self._fits = int(state["fits"][0])
+    def load(self, part: Part) -> None:
+        part.check(self.state(), free=["observed"])
+        self._texts = list(part.values["texts"])
+        self._values = list(part.arrays["observed"].copy())
+        self._fits = part.values["fits"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from messcli.predict import tuning
-from messcli.predict.base import Accuracies, OneByOne, Sparse, State
+from messcli.predict.base import Accuracies, OneByOne, Sparse
 from messcli.predict.text import sparse_features
+from messcli.predict.tuning import TEXT, digest
+from messcli.snapshots import Part
 
 
 class LinearPredictor(OneByOne):
@@ -64,9 +64,14 @@ class LinearPredictor(OneByOne):
     def samples(self) -> Accuracies:
         return self._samples
 
-    def state(self) -> State:
-        return {"weights": self._weights.copy(), "samples": self._samples.copy()}
+    def state(self) -> Part:
+        return Part(
+            self.name,
+            arrays={"weights": self._weights.copy(), "samples": self._samples.copy()},
+            tuning=digest(TEXT, self._tuning),
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._weights = state["weights"].copy()
-        self._samples = state["samples"].copy()
+    def load(self, part: Part) -> None:
+        part.check(self.state())
+        self._weights = part.arrays["weights"].copy()
+        self._samples = part.arrays["samples"].copy()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from messcli.predict.base import Accuracies, OneByOne, State
+from messcli.predict.base import Accuracies, OneByOne
+from messcli.snapshots import Part
 
 
 class MeanPredictor(OneByOne):
@@ -38,9 +35,10 @@ class MeanPredictor(OneByOne):
     def samples(self) -> Accuracies:
         return self._counts
 
-    def state(self) -> State:
-        return {"sums": self._sums.copy(), "counts": self._counts.copy()}
+    def state(self) -> Part:
+        return Part(self.name, arrays={"sums": self._sums.copy(), "counts": self._counts.copy()})
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._sums = state["sums"].copy()
-        self._counts = state["counts"].copy()
+    def load(self, part: Part) -> None:
+        part.check(self.state())
+        self._sums = part.arrays["sums"].copy()
+        self._counts = part.arrays["counts"].copy()

@@ -7,9 +7,8 @@ grows by a tenth, so that the work per request stays flat. Knows numbers and tex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from messcli.predict import tuning
 from messcli.predict.latent import SIZE, LatentSpace, Lessons, Placed
 from messcli.predict.text import SHAPE
+from messcli.snapshots import Part
 
 Array = NDArray[np.float64]
 
@@ -36,22 +36,22 @@ class Evidence:
         self._gram = np.zeros((models, SIZE, SIZE))
         self._cross = np.zeros((models, SIZE))
         self._sum_y = np.zeros(models)
-        self._sum_y2 = np.zeros(1)
+        self._sum_y2 = 0.0
         self._pending_x = np.zeros((self.PENDING, SIZE))
         self._pending_y = np.zeros((self.PENDING, models))
-        self._pending = np.zeros(1, np.int64)
+        self._pending = 0
 
     def add(self, x: Array, y: Array) -> None:
         """One request's features and what was observed of each model (NaN: nothing)."""
-        place = int(self._pending[0])
+        place = self._pending
         self._pending_x[place], self._pending_y[place] = x, y
-        self._pending[0] += 1
+        self._pending += 1
         self.count += ~np.isnan(y)
         if place + 1 == self.PENDING:
             self._flush()
 
     def _flush(self) -> None:
-        size = int(self._pending[0])
+        size = self._pending
         for m in range(len(self.count)):
             seen = ~np.isnan(self._pending_y[:size, m])
             x, y = self._pending_x[:size][seen], self._pending_y[:size, m][seen]
@@ -59,8 +59,8 @@ class Evidence:
             self._gram[m] += x.T @ x
             self._cross[m] += x.T @ y
             self._sum_y[m] += y.sum()
-            self._sum_y2 += y @ y
-        self._pending[0] = 0
+            self._sum_y2 += float(y @ y)
+        self._pending = 0
 
     def centred(self) -> Centred:
         """Everything centred at each model's means and scaled, so that one penalty is right for all numbers."""
@@ -77,15 +77,33 @@ class Evidence:
         gram = self._gram - count[:, :, None] * mean_x[:, :, None] * mean_x[:, None, :]
         gram *= scale[:, None] * scale
         cross = (self._cross - count * mean_x * mean_y[:, None]) * scale
-        variance = float(self._sum_y2[0] / total - (self._sum_y.sum() / total) ** 2)
+        variance = float(self._sum_y2 / total - (self._sum_y.sum() / total) ** 2)
         return Centred(gram, cross, mean_x, mean_y, scale, variance)
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {name: value.copy() for name, value in vars(self).items()}
+    def state(self) -> Part:
+        return Part(
+            "evidence",
+            arrays={
+                "count": self.count.copy(),
+                "sum_x": self._sum_x.copy(),
+                "gram": self._gram.copy(),
+                "cross": self._cross.copy(),
+                "sum_y": self._sum_y.copy(),
+                "pending_x": self._pending_x[: self._pending].copy(),
+                "pending_y": self._pending_y[: self._pending].copy(),
+            },
+            values={"sum_y2": self._sum_y2},
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value.copy())
+    def load(self, part: Part) -> None:
+        part.check(self.state(), free=["pending_x", "pending_y"])
+        arrays = part.arrays
+        self.count, self._sum_x, self._gram = (arrays[n].copy() for n in ("count", "sum_x", "gram"))
+        self._cross, self._sum_y = arrays["cross"].copy(), arrays["sum_y"].copy()
+        self._sum_y2 = part.values["sum_y2"]
+        self._pending = len(arrays["pending_x"])
+        self._pending_x[: self._pending] = arrays["pending_x"]
+        self._pending_y[: self._pending] = arrays["pending_y"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +119,8 @@ class Centred:
 class Regression(ABC):
     """What the two predictors share: a space, evidence, weights that are solved for as it grows, and their snapshot."""
 
+    name: str
+
     def __init__(self, models: int, first: float) -> None:
         self._models = models
         self._first = first  # samples to solve on at first
@@ -113,7 +133,7 @@ class Regression(ABC):
         """Know nothing yet."""
         self._evidence = Evidence(self._models)
         self._weights = np.zeros((SIZE + 1, self._models))
-        self._solve_at = np.array([self._first])
+        self._solve_at = self._first  # samples of all models at which the weights are solved for
 
     def encode(self, text: str) -> Placed:
         return self._space.encode(text)
@@ -162,28 +182,30 @@ class Regression(ABC):
 
     def _due(self) -> bool:
         count = self._evidence.count
-        if count.sum() < self._solve_at[0] or not count.all():
+        if count.sum() < self._solve_at or not count.all():
             return False
-        self._solve_at[0] = np.ceil(count.sum() * tuning.REGRESSION.growth)
+        self._solve_at = float(np.ceil(count.sum() * tuning.REGRESSION.growth))
         return True
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        arrays = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        for part, owner in self._parts():
-            arrays.update({f"{part}.{name}": value for name, value in owner.state().items()})
-        return {**arrays, "version": np.array([self.version])}
+    def state(self) -> Part:
+        return Part(
+            self.name,
+            arrays={"weights": self._weights.copy()},
+            values={"version": self.version, "solve_at": self._solve_at},
+            parts={
+                "evidence": self._evidence.state(),
+                "space": self._space.state(),
+                "lessons": self._lessons.state(),
+            },
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        for part, owner in self._parts():
-            prefix = f"{part}."
-            owner.load({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
-        self.version = int(state["version"][0])
-        for name, value in state.items():
-            if name in vars(self) and name != "version":
-                setattr(self, name, value.copy())
-
-    def _parts(self) -> tuple[tuple[str, Evidence | LatentSpace | Lessons], ...]:
-        return ("evidence", self._evidence), ("space", self._space), ("lessons", self._lessons)
+    def load(self, part: Part) -> None:
+        part.check(self.state())
+        self._weights = part.arrays["weights"].copy()
+        self.version, self._solve_at = part.values["version"], part.values["solve_at"]
+        self._evidence.load(part.parts["evidence"])
+        self._space.load(part.parts["space"])
+        self._lessons.load(part.parts["lessons"])
 
 
 def in_rows(array: Array) -> Array:

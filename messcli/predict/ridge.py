@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from messcli.predict import tuning
 from messcli.predict.latent import SIZE
 from messcli.predict.regression import Array, Regression, in_rows, inverse, pooled_ridge
 from messcli.predict.text import KIND, SHAPE
+from messcli.predict.tuning import LATENT, REGRESSION, TEXT, digest
+from messcli.snapshots import Part
 
 
 class RidgePredictor(Regression):
@@ -29,6 +33,18 @@ class RidgePredictor(Regression):
         candidates = self._tuning.candidates
         self._losses = np.array([candidate.handicap for candidate in candidates])
         self._candidates = np.zeros((SIZE + 1, len(candidates) * self._models))
+
+    def state(self) -> Part:
+        part = super().state()
+        return replace(
+            part,
+            arrays={**part.arrays, "losses": self._losses.copy(), "candidates": self._candidates.copy()},
+            tuning=digest(TEXT, LATENT, REGRESSION, self._tuning),
+        )
+
+    def load(self, part: Part) -> None:
+        super().load(part)
+        self._losses, self._candidates = part.arrays["losses"].copy(), part.arrays["candidates"].copy()
 
     def _bounded(self, linear: Array) -> Array:
         return np.clip(linear, 0.0, 1.0)

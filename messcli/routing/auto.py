@@ -7,8 +7,7 @@ no prompts, models or files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from messcli.routing.policy import Recent, Served, View, Window
 from messcli.routing.price import optimism, reach, solve
 from messcli.routing.sla import Account
 from messcli.routing.tuning import TUNING, Tuning
+from messcli.snapshots import Part
 
 
 @dataclass(slots=True)
@@ -30,6 +30,28 @@ class Promise:
     reachable: bool = True  # some price reaches the target, on the latest requests' estimates
     whole_zoo: float = 0.0  # what all models' answers cost, in chosen models' answers; 0 while not known
     solve_at: int = 0  # settled requests of the plan at which the price is solved anew
+
+    def state(self) -> Part:
+        """For a snapshot."""
+        return Part(
+            "promise",
+            values={
+                "gain": float(self.gain),
+                "price": float(self.price),
+                "reachable": self.reachable,
+                "whole_zoo": float(self.whole_zoo),
+                "solve_at": self.solve_at,
+            },
+            parts={"residuals": self.residuals.state()},
+        )
+
+    def load(self, part: Part) -> None:
+        """Go on from `part`. Raises StateError: it isn't what `state` gives."""
+        part.check(self.state())
+        values = part.values
+        self.gain, self.price, self.reachable = values["gain"], values["price"], values["reachable"]
+        self.whole_zoo, self.solve_at = values["whole_zoo"], values["solve_at"]
+        self.residuals.load(part.parts["residuals"])
 
 
 class Auto:
@@ -149,14 +171,14 @@ class Auto:
 
     # ---- remembering -----------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        return {plan: asdict(promise) for plan, promise in self._promises.items()}
+    def state(self) -> Part:
+        return Part("auto", parts={plan: promise.state() for plan, promise in self._promises.items()})
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        self._promises = {
-            plan: Promise(**{**kept, "residuals": Residuals(**kept["residuals"])})
-            for plan, kept in state.items()
-        }
+    def load(self, part: Part) -> None:
+        part.check(self.state(), any_parts=True)
+        self._promises = {plan: self._unknown() for plan in part.parts}
+        for plan, promise in self._promises.items():
+            promise.load(part.parts[plan])
 
     def open_period(self, accounts: Mapping[str, Account]) -> None:
         for plan, account in accounts.items():

@@ -7,12 +7,10 @@ does so as a function of its arguments alone, so that replaying the same events 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import orjson
@@ -26,6 +24,7 @@ from messcli.routing.exploration import coin
 from messcli.routing.policy import Policy, Recent, Served, View, Window
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.routing.tuning import TUNING, Tuning
+from messcli.snapshots import Part
 
 DEFAULT_PLAN = ""
 
@@ -275,39 +274,61 @@ class Controller:
 
     # ---- remembering -----------------------------------------------------------------------------
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Everything as arrays, for a snapshot; `load` of it continues exactly."""
-        plain = {
-            "t": self.t,
-            "explored": self.explored,
-            "owed": self.owed,
-            "in_window": self._in_window,
-            "policy": self.policy.state(),
-            "accounts": {plan: asdict(account) for plan, account in self.accounts.items()},
-            "best": asdict(self._best),
-        }
-        arrays: dict[str, NDArray[Any]] = {"controller": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
-        for part, owner in self._parts():
-            arrays.update({f"{part}.{name}": array for name, array in owner.state().items()})
-        return arrays
+    def state(self) -> Part:
+        """Everything, as named fields, for a snapshot; `load` of it continues exactly."""
+        return Part(
+            "controller",
+            values={
+                "t": self.t,
+                "explored": self.explored,
+                "owed": self.owed,
+                "in_window": self._in_window,
+            },
+            parts={
+                "accounts": Part(
+                    "accounts", parts={plan: account.state() for plan, account in self.accounts.items()}
+                ),
+                "best": self._best.state(),
+                "policy": self.policy.state(),
+                "predictor": self.predictor.state(),
+                "joules": self.joules.state(),
+                "recent": self._recent.state(),
+            },
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        plain = json.loads(state["controller"].tobytes())
-        self.t, self.explored, self.owed = plain["t"], plain["explored"], plain["owed"]
-        self._in_window = plain.get("in_window", 0)
-        self.policy.load(plain["policy"])
-        for plan, kept in plain["accounts"].items():
-            kept["queue"] = VirtualQueue(**kept["queue"])
-            self.accounts[plan] = Account(**kept)
-        self._best = _Running(**plain["best"])
-        for part, owner in self._parts():
-            prefix = f"{part}."
-            owner.load(
-                {name[len(prefix) :]: array for name, array in state.items() if name.startswith(prefix)}
-            )
+    def load(self, part: Part) -> list[str]:
+        """Go on from `part`.
 
-    def _parts(self) -> tuple[tuple[str, Predictor | JoulesPredictor | _RecentRequests], ...]:
-        return ("predictor", self.predictor), ("joules", self.joules), ("recent", self._recent)
+        Returns:
+            What begins anew: it was learnt under other tuned numbers, or by another policy.
+
+        Raises:
+            StateError: it isn't what `state` gives.
+        """
+        own = self.state()
+        part.check(own)
+        values, parts = part.values, part.parts
+        self.t, self.explored = values["t"], values["explored"]
+        self.owed, self._in_window = values["owed"], values["in_window"]
+        parts["accounts"].check(own.parts["accounts"], any_parts=True)
+        self.accounts |= {plan: Account.of(kept) for plan, kept in parts["accounts"].parts.items()}
+        self._best.load(parts["best"])
+        anew = []
+        if parts["policy"].name == own.parts["policy"].name:
+            self.policy.load(parts["policy"])
+        else:
+            anew.append("policy")
+        for name, owner in (("predictor", self.predictor), ("joules", self.joules)):
+            if (kept := part.find(name, like=own.parts[name])) is None:
+                anew.append(name)
+            else:
+                owner.load(kept)
+        recent = part.find("recent", like=own.parts["recent"])
+        if recent is None or {"predictor", "joules"} & {*anew}:
+            anew.append("recent")
+        else:
+            self._recent.load(recent)
+        return anew
 
 
 class _RecentRequests:
@@ -352,21 +373,19 @@ class _RecentRequests:
         self._versions[place] = predictor.version
         return True
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        texts = json.dumps(self._texts).encode()
-        return {
-            "texts": np.frombuffer(texts, np.uint8),
-            "count": np.array([self._count]),
-            "estimates": self._estimates.copy(),
-            "joules": self._joules.copy(),
-            "versions": self._versions.copy(),
-        }
+    def state(self) -> Part:
+        return Part(
+            "recent",
+            arrays={"estimates": self._estimates.copy(), "joules": self._joules.copy()},
+            values={"texts": list(self._texts), "count": self._count, "versions": self._versions.tolist()},
+            tuning=f"the latest {self._capacity}",
+        )
 
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._texts = json.loads(state["texts"].tobytes())
-        self._count = int(state["count"][0])
-        self._estimates, self._joules = state["estimates"].copy(), state["joules"].copy()
-        self._versions = state["versions"].copy()
+    def load(self, part: Part) -> None:
+        part.check(self.state())
+        self._texts, self._count = list(part.values["texts"]), part.values["count"]
+        self._estimates, self._joules = part.arrays["estimates"].copy(), part.arrays["joules"].copy()
+        self._versions = np.array(part.values["versions"], np.int64)
 
 
 @dataclass(slots=True)
@@ -386,3 +405,13 @@ class _Running:
     @property
     def variance(self) -> float:
         return self.squares / (self.count - 1) if self.count > 1 else 0.0
+
+    def state(self) -> Part:
+        return Part(
+            "running", values={"count": self.count, "mean": float(self.mean), "squares": float(self.squares)}
+        )
+
+    def load(self, part: Part) -> None:
+        part.check(self.state())
+        values = part.values
+        self.count, self.mean, self.squares = values["count"], values["mean"], values["squares"]

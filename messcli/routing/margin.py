@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from messcli.routing import tuning
 from messcli.routing.sla import Account
+from messcli.snapshots import Part
 
 
 @dataclass(slots=True)
@@ -38,6 +39,28 @@ class Residuals:
     def drift(self, margin: tuning.Margin) -> float:
         """The recent mean residual of chosen models, shrunk: below 0 where choices favour what is overestimated."""
         return self.recent_total / (self.recent_weight + self.variance / margin.drift_deviation**2)
+
+    def state(self) -> Part:
+        """For a snapshot."""
+        return Part(
+            "residuals",
+            values={
+                "variance": float(self.variance),
+                "variance_weight": float(self.variance_weight),
+                "total": float(self.total),
+                "count": self.count,
+                "recent_total": float(self.recent_total),
+                "recent_weight": float(self.recent_weight),
+            },
+        )
+
+    def load(self, part: Part) -> None:
+        """Go on from `part`. Raises StateError: it isn't what `state` gives."""
+        part.check(self.state())
+        values = part.values
+        self.variance, self.variance_weight = values["variance"], values["variance_weight"]
+        self.total, self.count = values["total"], values["count"]
+        self.recent_total, self.recent_weight = values["recent_total"], values["recent_weight"]
 
 
 def needed_accuracy(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from messcli.routing import tuning
 from messcli.routing.exploration import coin, exploration_probability
 from messcli.routing.sla import Account
+from messcli.snapshots import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +110,13 @@ class Policy(Protocol):
         """Every request of the window is settled; the next window isn't decided yet."""
         ...
 
-    def state(self) -> dict[str, Any]:
-        """What it remembers, as JSON."""
+    def state(self) -> Part:
+        """What it remembers, as named fields. A part of another name begins anew."""
         ...
 
-    def load(self, state: Mapping[str, Any]) -> None: ...
+    def load(self, part: Part) -> None:
+        """Go on from `part`. Raises StateError: it isn't what `state` gives."""
+        ...
 
     def open_period(self, accounts: Mapping[str, Account]) -> None:
         """A contract period begins, or an earlier one is taken up again. What was learnt stays.
@@ -144,11 +147,11 @@ class _Stateless:
     def window_closed(self, window: Window) -> None:
         pass
 
-    def state(self) -> dict[str, Any]:
-        return {}
+    def state(self) -> Part:
+        return Part("nothing")
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass
+    def load(self, part: Part) -> None:
+        part.check(self.state())
 
     def open_period(self, accounts: Mapping[str, Account]) -> None:
         pass

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from messcli.snapshots import Part
+
 
 @dataclass(frozen=True, slots=True)
 class VirtualQueue:
@@ -63,3 +65,37 @@ class Account:
             return
         self.surplus += accuracy - alpha
         self.queue = self.queue.after(alpha, accuracy)
+
+    def state(self) -> Part:
+        """For a snapshot."""
+        return Part(
+            "account",
+            values={
+                "queue": float(self.queue.length),
+                "observed": self.observed,
+                "observed_sum": float(self.observed_sum),
+                "estimated": self.estimated,
+                "estimated_sum": float(self.estimated_sum),
+                "unknown": self.unknown,
+                "explored": self.explored,
+                "failed": self.failed,
+                "surplus": float(self.surplus),
+            },
+        )
+
+    @classmethod
+    def of(cls, part: Part) -> Account:
+        """The account that `state` gave `part` of. Raises StateError: there is none."""
+        part.check(cls().state())
+        values = part.values
+        return cls(
+            queue=VirtualQueue(values["queue"]),
+            observed=values["observed"],
+            observed_sum=values["observed_sum"],
+            estimated=values["estimated"],
+            estimated_sum=values["estimated_sum"],
+            unknown=values["unknown"],
+            explored=values["explored"],
+            failed=values["failed"],
+            surplus=values["surplus"],
+        )

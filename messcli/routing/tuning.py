@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from messcli.predict import tuning as estimates
+
 
 @dataclass(frozen=True, slots=True)
 class Optimism:
@@ -150,6 +152,11 @@ class Tuning:
     exploration: Exploration = field(default_factory=Exploration)
     mix: Mix = field(default_factory=Mix)
     reach: Reach = field(default_factory=Reach)
+
+    @property
+    def digest(self) -> str:
+        """Of these numbers and those of the estimates: kept with a state, and part of what it was made with."""
+        return estimates.digest(self, *estimates.ALL)
 
 
 TUNING = Tuning()

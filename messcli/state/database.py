@@ -27,7 +27,7 @@ from messcli.errors import StateBusy, StateError, UsageError
 from messcli.files.sinks import STDOUT, Sink, open_sink, sync_folder
 from messcli.files.standard import write_data
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x4D455353  # "MESS": `file` and SQLite tools can tell what the database is
 
 SCHEMA = """
@@ -115,6 +115,8 @@ MIGRATIONS: dict[int, str] = {
     DELETE FROM snapshot;
     DELETE FROM events;
     """,
+    # The snapshot has named, versioned fields: what 3 kept is read (messcli/routing/older.py) and written so.
+    3: "",
 }
 
 SYNC_SECONDS = 1.0  # how much finished work a power cut may cost (a crash of the process costs none)
