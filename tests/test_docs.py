@@ -128,7 +128,7 @@ GROUND = ("__init__", "errors")  # import nothing of messcli; everything may imp
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "records registry tariff zoo_values",
+        "records registry snapshots tariff zoo_values",
         "signals files metrics zoo energy predict",
         "models routing state",
         "report",

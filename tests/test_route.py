@@ -11,13 +11,17 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.numpy
 from fault_server import Ended, Server
 from toy_job import OPTIONS, ledger, mixed_requests, requests, write_job
+
+from messcli.routing.sla import Account
+from messcli.routing.tuning import TUNING
+from messcli.snapshots import Part
 
 HERE = Path(__file__).parent
 
@@ -561,29 +565,76 @@ def test_a_period_opens_the_queue_anew_and_keeps_what_was_learnt(job: Job) -> No
 
 
 def test_the_price_of_accuracy_starts_a_period_without_what_was_saved_up(job: Job) -> None:
-    def promise() -> dict[str, Any]:
+    def account() -> Account:
+        return Account.of(learnt().parts["accounts"].parts[""])
+
+    def learnt() -> Part:
         ((data,),) = job.query("SELECT data FROM snapshot")
-        arrays = safetensors.numpy.load(zlib.decompress(data))
-        kept: dict[str, Any] = json.loads(arrays["controller"].tobytes())["policy"][""]
-        return kept
+        return Part.loads(zlib.decompress(data))
 
     job.write(requests(120))
     args = ["route", "in.jsonl", "-o", "out.jsonl", "--meter", "replay:joules.jsonl"]
     for more in (["--limit", "60"], ["--limit", "60", "--period", "2026-12", "--horizon", "500"]):
         assert job.server.run([*args, *more], job.folder).status == 0
-    opened = promise()
-    assert (opened["settled"], opened["unobserved"], opened["surplus"]) == (0, 0, 0.0)
-    assert opened["variance"] != 0.15  # learnt before
+    assert account() == Account()
+    residuals = learnt().parts["policy"].parts[""].parts["residuals"]
+    assert residuals.values["variance"] != TUNING.margin.variance  # learnt before
     assert job.server.run(args, job.folder).status == 0
     assert job.server.run([*args, "--limit", "0", "--period", ""], job.folder).status == 0
-    (_, queue, observed, estimated), again = job.accounts()["", ""], promise()
+    (_, queue, observed, estimated), again = job.accounts()["", ""], account()
     rows = job.rows()[:60]
     delivered = sum(
         (row["estimated_accuracy"] or 0.0) if row["accuracy"] is None else row["accuracy"] for row in rows
     )
     assert queue > 0.0 or observed > 0
-    assert again["settled"] == observed + estimated
-    assert again["surplus"] == pytest.approx(delivered - 0.7 * again["settled"])
+    assert again.settled == observed + estimated
+    assert again.surplus == pytest.approx(delivered - 0.7 * again.settled)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"), [(False, "what was learnt stays"), (True, "accuracies are learnt anew")]
+)
+def test_an_upgrade_with_other_tuned_numbers_says_so_once(job: Job, changed: bool, what: str) -> None:
+    job.write(requests(60))
+    args = ["--policy", "mess+", "--predictor", "linear"]
+    job.route(*args, "--limit", "20")
+    db = sqlite3.connect(job.folder / "out.jsonl.state")
+    ((settings,),) = db.execute("SELECT value FROM settings ORDER BY rowid DESC LIMIT 1")
+    now = json.loads(settings)["tuning"]
+    db.execute("UPDATE settings SET value = ?", (settings.replace(now, "0123456789ab"),))
+    if changed:  # the linear models were learnt under others as well
+        ((data,),) = db.execute("SELECT data FROM snapshot")
+        kept = Part.loads(zlib.decompress(data))
+        predictor = replace(kept.parts["predictor"], tuning="0123456789ab")
+        other = replace(kept, parts={**kept.parts, "predictor": predictor})
+        db.execute("UPDATE snapshot SET data = ?", (zlib.compress(other.dumps()),))
+    db.commit()
+    db.close()
+    ended = job.route(*args, "--limit", "40")
+    assert ended.stderr.count("was made under other tuned numbers of messcli") == 1
+    assert what in ended.stderr
+    ended = job.route(*args)
+    assert "tuned numbers" not in ended.stderr
+    assert len(job.rows()) == 60
+    kept = [
+        json.loads(value)["tuning"] for (value,) in job.query("SELECT value FROM settings ORDER BY rowid")
+    ]
+    assert kept == ["0123456789ab", now]
+
+
+def test_what_was_learnt_and_is_not_known_is_refused_in_one_line(job: Job) -> None:
+    job.write(requests(30))
+    job.route("--limit", "10")
+    db = sqlite3.connect(job.folder / "out.jsonl.state")
+    ((data,),) = db.execute("SELECT data FROM snapshot")
+    newer = replace(Part.loads(zlib.decompress(data)), version=9)
+    db.execute("UPDATE snapshot SET data = ?", (zlib.compress(newer.dumps()),))
+    db.commit()
+    db.close()
+    said = error_of(job.route(status=1))
+    assert 'out.jsonl.state: what was learnt of "controller" has version 9' in said
+    assert "Go on with the messcli that wrote it, or start anew with another --state and output" in said
+    assert len(job.rows()) == 10
 
 
 def test_a_plan_that_is_gone_does_not_break_the_state(job: Job) -> None:
