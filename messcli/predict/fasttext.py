@@ -21,8 +21,8 @@ class FastTextPredictor(OneByOne):
     as the buffer grows. The estimate is the expectation over the bins' mean accuracies; the prompt's length
     is one more token. Below `tuning.minimum` samples the estimate is the mean: fastText is no better there.
 
-    A classifier fitted to few samples is far too sure of itself. So its distance from the mean is multiplied
-    with the slope that would have been right for the predictions made before learning (0: no skill, the mean).
+    A classifier fitted to few samples departs too far from the mean. Its departure d is multiplied by the slope
+    sum(d (A - mean)) / (sum(d^2) + doubt), in [0, 1], over the predictions made before learning. 0: the mean alone.
     """
 
     name = "fasttext"

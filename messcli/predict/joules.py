@@ -29,8 +29,8 @@ class JoulesPredictor(Regression):
 
     A pooled ridge regression on what the meter read, each model's joules in units of its mean: a request that makes one
     model write much makes the others write much, and most is known of the model that is served most. Lengths count
-    for more than words. With a calibration it starts from a line in the prompt's length, and what is read corrects
-    that: the line's level (so answers that are longer or shorter than was assumed) and the weights around it.
+    for more than words. With a calibration it starts from a line in the prompt's length. What is read corrects the
+    line's level, which is off where answers are longer or shorter than was assumed, and the weights around it.
     """
 
     name = "joules"

@@ -1,8 +1,8 @@
-"""Texts to a few dense numbers that are learnt from the first texts: latent semantic analysis.
+"""A text as a few dense numbers, along directions that are learnt from the first texts: latent semantic analysis.
 
-Deerwester et al. 1990: the directions in which the bags of words of some texts differ most. Few of them tell most
-of what a bag does, so that a regression on them needs few samples. No label is looked at. Knows nothing of accuracy
-or models.
+The directions are those in which the bags of words of some texts differ most (Deerwester et al. 1990). Few of them
+hold most of what differs, so that a regression on them needs few samples. No accuracy is needed to find them. Knows
+nothing of accuracies or models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZE = SHAPE + LATENT  # numbers of a placed text
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """What is known of a text in any space."""
+    """A text before it is placed: its shape and its hashed words, sparse."""
 
     shape: list[float]  # `SHAPE` numbers
     indices: NDArray[np.uint16]
@@ -38,12 +38,13 @@ def _encode_bags(texts: tuple[str, ...]) -> Iterator[Bag]:
         yield Bag(shape_of(text), indices[:-1].astype(np.uint16), values[:-1].astype(np.float32))
 
 
-bags: Encoder[Bag] = Encoder(_encode_bags, remembers=256)  # until each space has placed it
+# A bag is needed when its text is placed, and again when the directions are learnt.
+bags: Encoder[Bag] = Encoder(_encode_bags, remembers=256)
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A text, and where it lies in a space."""
+    """A text and its place in a space."""
 
     text: str
     at: Floats  # (SIZE,): its shape, then its place along the directions

@@ -146,7 +146,7 @@ class Regression(ABC):
         if not (self._lessons.open and self._lessons.add(features.text, observed.copy())):
             self._learn(features.at, observed)
             return
-        # As if the space had been known from the start.
+        # Learn every lesson again in the new space: the result is that of having known it from the start.
         lessons = self._lessons.fit(self._space)
         self._begin()
         for placed, (_, values) in zip(self.encode_many([t for t, _ in lessons]), lessons, strict=True):

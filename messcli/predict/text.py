@@ -24,7 +24,8 @@ Floats = NDArray[np.float64]
 
 CHARACTERS_READ = TEXT.bytes_read
 RUN = TEXT.run
-TOGETHER = 64  # texts in one pass: short ones share its cost, long ones stay in the processor's cache
+# Texts in a pass. More: short texts share its cost. Fewer: long ones stay in the processor's cache.
+TOGETHER = 64
 
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
@@ -134,7 +135,7 @@ class Encoder(Generic[Encoded]):
             batch = tuple(unknown[first : first + TOGETHER])
             self._known.update(zip(batch, self._encode(batch), strict=True))
         encoded = [self._known[text] for text in texts]
-        # at once: a dictionary finds its oldest key by walking over all that were deleted before it
+        # All at once: a dictionary finds its oldest key by walking over the deleted ones before it.
         too_many = len(self._known) - max(self._remembers, Encoder.at_least)
         for text in list(islice(self._known, max(too_many, 0))):
             del self._known[text]
