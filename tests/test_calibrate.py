@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -140,7 +141,7 @@ class CountedBackend:
         KnownCounter.joules += joules
 
 
-def known_meter(choice: str, devices: Sequence[str], *_: Any) -> Meter:
+def known_meter(choice: str, devices: Sequence[str], **_: Any) -> Meter:
     return Meter({"cpu": KnownCounter()}, dict.fromkeys(devices, ("cpu",)), choice=choice)
 
 
@@ -485,7 +486,7 @@ def test_readings_of_another_setup_are_not_mixed_in(zoo: Path, monkeypatch: pyte
 def test_a_meter_that_cannot_be_opened_costs_no_readings(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = zoo.parent / "calibration.json.partial"
     partial.write_text('{"a": 1}\n["small", 8, 4, 0.1, 0.1]\n')
-    monkeypatch.setattr(measuring, "open_meter", lambda *_: (_ for _ in ()).throw(MeterError("none")))
+    monkeypatch.setattr(measuring, "open_meter", lambda **_: (_ for _ in ()).throw(MeterError("none")))
     with pytest.raises(MeterError):
         measure()
     assert len(partial.read_text().splitlines()) == 2
@@ -754,6 +755,20 @@ def test_numbers_in_load_that_are_none_are_refused(in_steps: Path, path: str, va
     with pytest.raises(CalibrationError, match="is no calibration") as refused:
         load_calibration(file)
     assert named in str(refused.value)
+
+
+def test_predictions_are_for_the_load_of_the_window(in_steps: Path) -> None:
+    measure(prompt_tokens=(8, 64, 256), output_tokens=(4, 32))
+    found = load_calibration(in_steps.parent / "calibration.json")
+    a, k = STEP["large"]
+    for window, running in ((64, 32), (16, 8), (2, 1), (1, 1), (10_000, 32)):  # two models; batches hold 32
+        model = found.at_window(window).of("large")
+        prompt = model.constant_prompt_tokens + model.prompt_tokens_per_character * found.characters
+        truth = prompt * PROMPT + model.output_tokens * (a / running + k)
+        assert model.joules(found.characters) == pytest.approx(truth, rel=0.15), window
+    assert found.at_window(64).dumps() == found.dumps()
+    old = replace(found, models=tuple(replace(model, load=None) for model in found.models))
+    assert old.at_window(2).of("large").joules(40) == old.of("large").joules(40)
 
 
 def test_simulate_plays_runs_through_what_was_calibrated(in_steps: Path) -> None:

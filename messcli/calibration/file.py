@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,6 +150,7 @@ class ModelCalibration:
     own_prompts: OwnPrompts | None
     load_cells: tuple[Cell, ...] = ()  # two output lengths at other batch sizes
     load: CostModel | None = None  # what they say of a step in load; None: fewer than two loads were measured
+    load_factor: float = 1.0  # joules at the load of a run / at `batch_size`; no part of the file
 
     @property
     def output_tokens(self) -> float:
@@ -160,8 +161,20 @@ class ModelCalibration:
     def joules(self, characters: float) -> float:
         """E_m before anything was read in a run, for a prompt of so many characters: a line."""
         tokens = self.constant_prompt_tokens + self.prompt_tokens_per_character * characters
-        factor = 1.0 if self.own_prompts is None else self.own_prompts.factor
+        factor = self.load_factor * (1.0 if self.own_prompts is None else self.own_prompts.factor)
         return factor * self.gross.coefficients.joules(tokens, self.output_tokens)
+
+    def at_load(self, running: float, characters: float) -> ModelCalibration:
+        """As this many requests at a time take: the grid's joules, times what its cost model says of the other load for
+        a prompt of `characters`. Unchanged where nothing was measured in load."""
+        if self.load is None:
+            return self
+        prompt = self.constant_prompt_tokens + self.prompt_tokens_per_character * characters
+        running = min(max(1.0, running), self.load.most_running)
+        there = self.load.joules(prompt, self.output_tokens, running)
+        return replace(
+            self, load_factor=there / self.load.joules(prompt, self.output_tokens, self.batch_size)
+        )
 
     def weight(self, prompt_tokens: int, output_tokens: int) -> float:
         """A request's share of its batch. One that got no token didn't run, or not to an end."""
@@ -194,6 +207,14 @@ class Calibration:
         at_zero = [model.joules(0.0) for model in models]
         slopes = [model.joules(1.0) - start for model, start in zip(models, at_zero, strict=True)]
         return EnergyPrior(tuple(at_zero), tuple(slopes), self.characters)
+
+    def at_window(self, window: float) -> Calibration:
+        """As a run with windows of so many requests meets its engines: every model has an equal share of a window.
+
+        The joules of a request hold its part of the steps at that load; readings correct it.
+        """
+        share = window / len(self.models)
+        return replace(self, models=tuple(model.at_load(share, self.characters) for model in self.models))
 
     def weights(self) -> dict[str, Weight]:
         """How a batch's joules are split, by model."""
@@ -242,6 +263,7 @@ class Calibration:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self), "converged": self.converged}
         del document["path"]
         for model, shown in zip(self.models, document["models"], strict=True):
+            del shown["load_factor"]
             entries = (*shown["cells"], *shown["load_cells"])
             for cell, entry in zip((*model.cells, *model.load_cells), entries, strict=True):
                 entry.update(
@@ -326,7 +348,8 @@ _Record = TypeVar("_Record")
 
 def _made(kind: type[_Record], values: Mapping[str, Any]) -> _Record:
     """`kind` from its fields in `values`; what else stands there is for people."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]  # a dataclass
+    named = [field.name for field in fields(kind) if field.name != "load_factor"]  # type: ignore[arg-type]  # a dataclass
+    return kind(**{name: values[name] for name in named})
 
 
 # ---- where it lies -------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def run_job(
     zoo = load_zoo(config.zoo)
     metric = load_metric(config.promise.metric or zoo.metric or "bleu1", zoo.tokenizer or AUTO)
     alphas = _alphas(config, zoo)
-    calibration = _calibration(config.running, zoo)
+    calibration = _calibration(config, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "window"))
@@ -220,13 +220,15 @@ def _state_path(config: RouteConfig) -> Path | None:
     return None if config.output == STDOUT else Path(config.output + ".state")
 
 
-def _calibration(running: Running, zoo: Zoo) -> Calibration | None:
+def _calibration(config: RouteConfig, zoo: Zoo) -> Calibration | None:
     """Before anything is opened: a calibration that doesn't fit leaves no trace."""
+    running = config.running
     if running.no_calibration:
         return None
     if running.engine != LOCAL and running.calibration is None:  # one of this machine says nothing of others
         return None
-    return find_calibration(running.calibration, zoo, running.meter)
+    found = find_calibration(running.calibration, zoo, running.meter)
+    return None if found is None else found.at_window(config.setup.window)
 
 
 def _alphas(config: RouteConfig, zoo: Zoo) -> dict[str, float]:
