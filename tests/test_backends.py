@@ -6,14 +6,16 @@ import json
 import logging
 import random
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import WORDS, save_bart, save_llama, save_t5
+from tiny_models import CHAT_TEMPLATE, WORDS, save_bart, save_llama, save_t5
 
 from messcli.energy import EnergyLedger, Meter
 from messcli.errors import MessError, ModelError, ModelTooLarge, ZooError
@@ -476,6 +478,48 @@ def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):
     assert answer.error == (
         'model "tiny": its chat template refuses the messages: TemplateError: roles must alternate'
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
+        ("{{ 'x' * 8000000000 }}", "takes more than 2 GiB"),
+        (
+            "{% set ns = namespace(x='y') %}{% for i in range(40) %}{% set ns.x = ns.x * 2 %}{% endfor %}",
+            "2 GiB",
+        ),
+        ("{{ 'x' * 20000000 }}", "makes 20000000 characters of"),
+    ],
+)
+def test_a_chat_template_has_bounds_of_time_and_memory(tmp_path, template, told, monkeypatch):
+    import messcli.models.templates as templates
+
+    folder = save_llama(tmp_path / "m", chat=True)
+    tiny = backend(folder)
+    chat = ({"role": "user", "content": "w1"},)
+    expected = tiny.generate([Request(id="x", prompt="w1", messages=chat)])
+    tiny.checkpoint.tokenizer.chat_template = template
+    before, started = psutil.Process().memory_info().rss, time.process_time()
+    answer = tiny.generate([Request(id="y", prompt="w1", messages=chat)])[0]
+    assert "its chat template refuses the messages: " in answer.error
+    assert told in answer.error or "stopped at" in answer.error
+    assert answer.fault == "request"
+    assert time.process_time() - started < templates.CPU_SECONDS
+    assert psutil.Process().memory_info().rss - before < 200 * 2**20
+    tiny.checkpoint.tokenizer.chat_template = CHAT_TEMPLATE  # and the next one is rendered
+    assert tiny.generate([Request(id="z", prompt="w1", messages=chat)]) == expected
+
+
+def test_a_template_that_is_stopped_again_and_again_is_the_models_fault(tmp_path):
+    folder = save_llama(tmp_path / "m", chat=True)
+    tiny = backend(folder)
+    tiny.checkpoint.tokenizer.chat_template = "{{ 'x' * 8000000000 }}"
+    many = [Request(str(n), "w1", messages=({"role": "user", "content": f"w{n}"},)) for n in range(9)]
+    with pytest.raises(
+        ModelError, match=r"its chat template was stopped 4 times .* Set chat_template = false"
+    ):
+        tiny.generate(many)
 
 
 def test_chat_options_reach_the_template(tmp_path):

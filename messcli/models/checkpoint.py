@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import os
 import random
 from array import array
@@ -54,7 +55,7 @@ class Checkpoint:
     def config(self) -> Any:
         """Of transformers. Raises ModelError naming model, path and cure."""
         if self._read_config is None:
-            _quiet()
+            _quiet(gguf="gguf_file" in self._own.load)
             self._check_folder()
             try:
                 with collector_paused():  # the first one imports a quarter of transformers
@@ -393,7 +394,7 @@ def first_attribute(config: Any, names: Sequence[str]) -> int | None:
     return None
 
 
-def _quiet() -> None:
+def _quiet(*, gguf: bool) -> None:
     """Errors only, through logging, and no progress bars: the terminal is the command line's.
 
     TRANSFORMERS_VERBOSITY overrules it.
@@ -401,3 +402,8 @@ def _quiet() -> None:
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if gguf:  # it makes a bar of its own, without asking
+        from transformers import modeling_gguf_pytorch_utils as reading
+
+        if hasattr(reading, "tqdm") and not isinstance(reading.tqdm, functools.partial):
+            reading.tqdm = functools.partial(reading.tqdm, disable=True)

@@ -12,15 +12,15 @@ import secrets
 from array import array
 from typing import Any
 
-import jinja2
-
-from messcli.errors import first_line
+from messcli.errors import ModelError
+from messcli.models.templates import TemplateRefused, renderer
 from messcli.records import Request
 from messcli.zoo import ModelSpec
 
 # Tokens of prompts that are kept encoded between `length` and the answer: 4 bytes each. A window's prompts are
 # encoded once if they have fewer tokens together.
 REMEMBERED_TOKENS = 8_000_000
+MOST_STOPPED = 3  # renderings that limits may end before the template is at fault, and not its messages
 
 
 class PromptEncoder:
@@ -39,6 +39,7 @@ class PromptEncoder:
         self._ends = _special_ends(tokenizer)
         self._encoded: dict[bytes, tuple[Request, array[int] | str]] = {}
         self._remembered = 0  # tokens
+        self._stopped = 0  # renderings that the limits ended
 
     def length(self, request: Request) -> int:
         """In tokens, special ones included. A chat that the template refuses counts as plain text."""
@@ -56,10 +57,14 @@ class PromptEncoder:
         encoded: array[int] | str
         try:
             text, special = self._render(request)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            encoded = (
-                f'model "{self._spec.name}": its chat template refuses the messages: {first_line(error)}'
-            )
+        except TemplateRefused as refused:
+            encoded = f'model "{self._spec.name}": its chat template refuses the messages: {refused}'
+            self._stopped += refused.limit
+            if self._stopped > MOST_STOPPED:
+                raise ModelError(
+                    f'model "{self._spec.name}": its chat template was stopped {self._stopped} times (it '
+                    f"{refused}). Set chat_template = false or a prompt_template in zoo.toml, or mend the template"
+                ) from None
         else:
             encoded = self._ids(text, special=special)
         self._forget(key)
@@ -93,9 +98,8 @@ class PromptEncoder:
             chat = [{"role": "user", "content": spec.fill_template(self._broken(request.prompt))}]
         if spec.system_prompt and not any(turn.get("role") == "system" for turn in chat):
             chat.insert(0, {"role": "system", "content": spec.system_prompt})
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, **spec.chat_options
-        )
+        options = {**tokenizer.special_tokens_map, **spec.chat_options}
+        text = renderer().render(tokenizer.get_chat_template(), chat, options)
         return text, False  # the template writes its own special tokens
 
     def _broken(self, text: str) -> str:
