@@ -154,7 +154,7 @@ def run_job(
             period_requests=period_requests,
             stopped_by=None if ended else stop.signal,
         )
-        if summary.alone is not None:  # for reports: a state doesn't hold what it rests on
+        if summary.alone is not None and summary.routed:  # for reports: a state doesn't hold what it rests on
             state.set_meta("alone", summary.alone.as_json())
         return summary
 
