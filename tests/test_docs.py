@@ -135,7 +135,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "calibration",
         "simulation",
         "jobs",
-        "api cli",
+        "api cli conformance",
         "__main__",
     )
 )

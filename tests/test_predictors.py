@@ -50,32 +50,6 @@ def name(request):
     return request.param
 
 
-def test_knows_nothing_at_first(name):
-    predictor = create_predictor(name, MODELS)
-    assert predictor.name == name
-    assert predictor.predict_one(predictor.encode("a text")) is None
-    assert not predictor.samples.any()
-
-
-def test_predicting_is_pure_and_in_range(name):
-    predictor = taught(create_predictor(name, MODELS), samples(150))
-    before = list(predictor.state().flat())
-    for text, _ in samples(50, seed=1):
-        estimates = predictor.predict_one(predictor.encode(text))
-        assert estimates.shape == (MODELS,)
-        assert ((estimates >= 0) & (estimates <= 1)).all()
-        assert np.array_equal(estimates, predictor.predict_one(predictor.encode(text)))
-    for (_, value), (_, same) in zip(predictor.state().flat(), before, strict=True):
-        np.testing.assert_array_equal(value, same)
-
-
-def test_learns_levels(name):
-    predictor = taught(create_predictor(name, MODELS), samples(300))
-    truth = np.array([accuracies for _, accuracies in samples(300)])
-    estimates = np.array([predictor.predict_one(predictor.encode(text)) for text, _ in samples(300)])
-    assert estimates.mean(axis=0) == pytest.approx(truth.mean(axis=0), abs=0.06)
-
-
 @pytest.mark.parametrize("name", sorted(set(PREDICTORS) - {"mean"}))
 def test_beats_the_mean_where_there_is_a_signal(name):
     rows, mean = samples(900), MeanPredictor(MODELS)
@@ -89,31 +63,6 @@ def test_beats_the_mean_where_there_is_a_signal(name):
         mean.learn_one(None, accuracies)
     own, others = np.mean(losses[500:], axis=0)
     assert own < 0.9 * others
-
-
-def test_unobserved_models_are_not_learnt_from(name):
-    predictor = taught(create_predictor(name, MODELS), samples(100))
-    counts = predictor.samples.copy()
-    predictor.learn_one(predictor.encode("some words"), np.array([0.5, NAN, NAN]))
-    assert (predictor.samples - counts).tolist() == [1, 0, 0]
-    assert not np.isnan(predictor.predict_one(predictor.encode("other words"))).any()
-
-
-@pytest.mark.parametrize(
-    "text", ["", " ", "\n", "one", "ü" * 5000, "a\x00b", "日本語 テキスト", "x " * 20000]
-)
-def test_takes_any_text(name, text):
-    predictor = taught(create_predictor(name, MODELS), samples(60))
-    predictor.learn_one(predictor.encode(text), np.array([0.1, 0.2, 0.3]))
-    assert np.isfinite(predictor.predict_one(predictor.encode(text))).all()
-
-
-def test_many_is_one_by_one(name):
-    predictor = taught(create_predictor(name, MODELS), samples(120))
-    encoded = [predictor.encode(text) for text, _ in samples(20, seed=2)]
-    assert predictor.predict_many(encoded) == pytest.approx(
-        np.array([predictor.predict_one(features) for features in encoded]), abs=1e-12
-    )
 
 
 @given(cut=st.integers(0, 140), seed=st.integers(0, 3))
