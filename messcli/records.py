@@ -5,10 +5,13 @@ Knows nothing of models, meters or the algorithm: a record is what was read, dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
+
+import orjson
 
 Fault = Literal["request", "model", "run"]  # whose trouble an error is
 
@@ -102,6 +105,15 @@ class Outcome:
     meter: str | None = None  # nvml | rapl | estimate | replay | recorded
     error: str | None = None
 
+    def dumps(self) -> bytes:
+        """As JSON. Floats come back exactly."""
+        return dumps(self)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Outcome:
+        """What `dumps` gave. Raises ValueError or TypeError for anything else."""
+        return cls(**loads(data))
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -114,6 +126,35 @@ class Decision:
     estimates: tuple[float, ...] | None  # Â_m(t) of every model; None while nothing is learnt
     joules_predicted: tuple[float, ...] | None  # E_m(t) of every model, joules; None while unknown
     owed: bool  # an exploration is still due, to the next request with a reference
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Decision:
+        """From the object that JSON makes of it. Raises TypeError for anything else."""
+        rows = {
+            name: None if plain.get(name) is None else tuple(plain[name])
+            for name in ("asked", "estimates", "joules_predicted")
+        }
+        return cls(**{**plain, **rows})
+
+
+Asked = Sequence[tuple[Request, Sequence[int]]]  # the models that each request is put to
+Answer = tuple[int, int, Outcome]  # position in what was asked, model, what came of it
+
+
+def dumps(record: Any) -> bytes:
+    """A record as JSON: what the state keeps."""
+    try:
+        return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)  # a metric may give numpy's floats
+    except TypeError:  # half a surrogate pair in a model's answer: orjson knows only whole characters
+        return json.dumps(asdict(record), allow_nan=False).encode()
+
+
+def loads(data: bytes) -> Any:
+    """What `dumps` gave, as plain objects. Raises ValueError for what is no JSON."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:  # half a surrogate pair
+        return json.loads(data)
 
 
 def row_of(

@@ -832,7 +832,8 @@ def live(backends: list[Fake], **options: Any) -> Live:
 def ask(source: Live, *models: int) -> list[str]:
     """One window: a request for each of `models`; what was answered."""
     asked = [(Request(id=f"r{position}", prompt="p"), (m,)) for position, m in enumerate(models)]
-    return [str(outcome[m].output) for outcome, m in zip(source.query(asked), models, strict=True)]
+    found = {position: outcome for group in source.answers(asked) for position, _, outcome in group}
+    return [str(found[position].output) for position in range(len(models))]
 
 
 def zoo_of(log: list[str], *names: str, **options: Any) -> list[Fake]:

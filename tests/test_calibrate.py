@@ -46,7 +46,7 @@ from messcli.errors import CalibrationError, MeterError, ModelError, StateBusy, 
 from messcli.jobs import fleet as engine
 from messcli.jobs.config import RouteConfig, Running
 from messcli.jobs.route import route
-from messcli.models.backend import Exact, create
+from messcli.models.backend import Exact, InBatches, create
 from messcli.predict.joules import EnergyPrior, JoulesPredictor
 from messcli.predict.tuning import JOULES
 from messcli.records import Generation, Request
@@ -89,7 +89,7 @@ class KnownCounter:
         return
 
 
-class CountedBackend:
+class CountedBackend(InBatches):
     """A model that answers as many tokens as the prompt has words, by `TRUE` coefficients."""
 
     noise: ClassVar[float] = 0.02
@@ -1009,8 +1009,8 @@ def scenario(folder: str) -> None:
     # a zoo of cards alone: its overhead is the cards' and the CPU's
     control(*good)
     live = engine.open_live(Running(), load_zoo(zoo), lambda *_: 1.0, lambda _: None)  # type: ignore[arg-type]
-    outcomes = live.query([(Request("a", "one two three", key=b"a"), (0, 1))])
-    found["meters"] = sorted({str(outcome.meter) for outcome in outcomes[0].values()})
+    groups = live.answers([(Request("a", "one two three", key=b"a"), (0, 1))])
+    found["meters"] = sorted({str(outcome.meter) for group in groups for _, _, outcome in group})
     found["overhead"] = sorted(live.take_overhead())
     print(json.dumps(found))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import Ended, Server
-from toy_job import OPTIONS, ledger, mixed_requests, requests, write_job
+from toy_job import OPTIONS, WIDE, ledger, mixed_requests, requests, write_job
 
 from messcli.errors import EXIT_STATE_BUSY
 
@@ -99,20 +99,29 @@ class Case:
         assert left == expected  # no lock, no log
 
 
-@pytest.fixture(scope="module")
-def job(server: Server) -> Case:
-    return Case(server, "mixed", mixed_requests(300), output="out.jsonl")
+WINDOWS = pytest.mark.parametrize("options", [OPTIONS, WIDE], ids=["8", "4096"])
+both = pytest.fixture(scope="module", params=[OPTIONS, WIDE], ids=["8", "4096"])
 
 
-@pytest.fixture(scope="module")
-def short_job(server: Server) -> Case:
-    return Case(server, "short", mixed_requests(60)[:48], output="out.jsonl")
+@both
+def job(server: Server, request: pytest.FixtureRequest) -> Case:
+    return Case(server, "mixed", mixed_requests(300), output="out.jsonl", options=request.param)
 
 
-@pytest.fixture(scope="module")
-def gz_job(server: Server) -> Case:
+@both
+def short_job(server: Server, request: pytest.FixtureRequest) -> Case:
+    return Case(server, "short", mixed_requests(60)[:48], output="out.jsonl", options=request.param)
+
+
+@both
+def gz_job(server: Server, request: pytest.FixtureRequest) -> Case:
     lines = mixed_requests(300) + [dict(line, id=f"more {line['id']}") for line in requests(300)]
-    return Case(server, "gz", lines, output="out.jsonl.gz")
+    return Case(server, "gz", lines, output="out.jsonl.gz", options=request.param)
+
+
+@pytest.fixture(scope="module")
+def wide_job(server: Server) -> Case:
+    return Case(server, "wide", mixed_requests(300), output="out.jsonl", options=WIDE)
 
 
 def kill_at_random(case: Case, kills: int, seed: int) -> dict[str, int]:
@@ -179,7 +188,7 @@ def test_killed_at_every_commit_boundary(job: Case, torn: bool) -> None:
     # what is written to the output right after a commit: killed between the two, or in the middle of the row
     calls = job.whole.calls
     boundaries = [n + 1 for n, kind in enumerate(calls) if kind == "o" and calls[n - 1] == "w"]
-    assert len(boundaries) >= 300 // 8
+    assert len(boundaries) >= (2 if "4096" in job.args else 300 // 8)
     print(kill_at_calls(job, boundaries, torn))
 
 
@@ -253,10 +262,11 @@ def test_many_power_cuts(short_job: Case, job: Case) -> None:
     print(cut_power_at_random(job, 40, seed=7))
 
 
+@WINDOWS
 @pytest.mark.usefixtures("needs_shim")
 @pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz"])
-def test_a_full_disk(server: Server, output: str) -> None:
-    case = Case(server, "full", mixed_requests(60), output=output)
+def test_a_full_disk(server: Server, output: str, options: Sequence[str]) -> None:
+    case = Case(server, "full", mixed_requests(60), output=output, options=options)
     counts = {"full disks": 0, "errors told": 0}
     for room in (0, 100, 5_000, 20_000, 40_000, 77_777, 120_000, 200_000):
         case.start_anew()
@@ -301,23 +311,54 @@ def test_a_full_file_system(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_window_in_hand(job: Case, number: int) -> None:
+def test_a_signal_keeps_what_is_answered_and_asks_nothing_more(job: Case, number: int) -> None:
     rng = random.Random(8)
     code, stopped = 128 + number, 0
     job.start_anew()
+    log = job.server.folder / "asked"
+    log.unlink(missing_ok=True)
+    slow = {"TOY_SECONDS": "0.05", "TOY_LOG": str(log)}
     for _ in range(3):
-        slow = {"TOY_SECONDS": "0.05"}
         ended = job.run(signals=[(rng.uniform(0.8, 1.2), number)], environment=slow)
         if ended.status in DONE:
             break
         assert ended.status == code, ended.stderr
+        assert ended.seconds < 3
         assert "run the same command again to go on" in ended.stderr.strip().splitlines()[-1]
         stopped += 1
         assert not (job.broken / "out.jsonl.state-wal").exists()
-        rows = (job.broken / "out.jsonl").read_bytes().splitlines() if stopped > 1 else []
-        assert len(rows) % 8 == 0  # whole windows
     assert stopped
-    job.go_on()
+    assert job.run(environment=slow).status in DONE
+    job.compare()
+    asked = log.read_text().splitlines()
+    assert len(asked) == len(set(asked)) > 300  # nothing that was answered was asked again
+
+
+def test_killed_in_a_window_only_what_was_running_is_asked_again(wide_job: Case) -> None:
+    rng = random.Random(12)
+    wide_job.start_anew()
+    log = wide_job.server.folder / "asked"
+    log.unlink(missing_ok=True)
+    slow = {"TOY_SECONDS": "0.05", "TOY_LOG": str(log)}
+    kills, rows = 0, [0]
+    while kills < 4:
+        ended = wide_job.run(kill_after=rng.uniform(1.5, 2.5), environment=slow)
+        if ended.status in DONE:
+            break
+        assert ended.status == -signal.SIGKILL
+        kills += 1
+        output = wide_job.broken / "out.jsonl"
+        rows.append(output.read_bytes().count(b"\n") if output.exists() else 0)
+    wide_job.go_on()
+    asked = log.read_text().splitlines()
+    again = len(asked) - len(set(asked))
+    print(
+        {"kills in one window": kills, "rows by then": rows[1:], "answers": len(asked), "asked again": again}
+    )
+    assert kills >= 2
+    assert sorted(rows) == rows
+    assert 0 < rows[-1] < 300  # the output moves within the window
+    assert again <= kills * (64 + 5)  # what no transaction had carried yet
 
 
 def test_a_second_signal_stops_now_and_loses_nothing(job: Case) -> None:
@@ -346,7 +387,7 @@ def test_a_signal_while_waiting_for_input_or_for_the_lock(server: Server, tmp_pa
     assert ended.seconds < 10
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 16  # whole windows only
 
-    from messcli.state.database import State
+    from messcli.state.state import State
 
     with State(tmp_path / "out.jsonl.state"):
         args = ["route", "in.jsonl", "-o", "out.jsonl", *OPTIONS, "--wait", "60"]
@@ -363,10 +404,14 @@ def test_a_crash_inside_a_model_or_a_metric(job: Case, where: str, how: str) -> 
     # an exception of the user's metric is that request's error, unless the run shall stop at one
     case, options = job, ["--on-error", "stop"] if (where, how) == ("METRIC_CRASH", "raise") else []
     if options:
+        options += job.args[-2:]  # the window
         case = Case(job.server, "strict", [*requests(150)], output="out.jsonl", options=[*OPTIONS, *options])
     crashes = 0
     for _ in range(6):
-        ended = case.run(environment={where: f"{how}:{rng.randint(10, 60)}"})
+        calls = rng.randint(
+            *((5, 25) if "4096" in case.args else (10, 60))
+        )  # a wide window makes full batches
+        ended = case.run(environment={where: f"{how}:{calls}"})
         if ended.status in DONE:
             break
         crashes += 1

@@ -639,7 +639,9 @@ def zoo(tmp_path: Path, url: str, more: str = "") -> Any:
 def ask(of: Any, meter: str = "estimate") -> Any:
     live = open_live(Running(meter), of, load_metric("exact"), lambda line: None)
     try:
-        return [answers[0] for answers in live.query([(request, [0]) for request in requests(3)])]
+        groups = live.answers([(request, [0]) for request in requests(3)])
+        answers = {position: outcome for group in groups for position, _, outcome in group}
+        return [answers[position] for position in range(3)]
     finally:
         live.close()
 

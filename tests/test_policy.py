@@ -19,7 +19,7 @@ from messcli.records import Outcome, Request
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
 from messcli.routing.exploration import coin, exploration_probability
-from messcli.routing.loop import Settled, steps
+from messcli.routing.loop import Settled, chunks
 from messcli.routing.policy import (
     Largest,
     MessPlus,
@@ -71,7 +71,12 @@ def controller(policy=None, predictor="linear", c=3.0, **settings) -> Controller
 
 
 def run(requests, source, control) -> list[Settled]:
-    return [line for step in steps(requests, control, source) for line in step.lines]
+    return [line for chunk in chunks(requests, control, source) for line in chunk.lines]
+
+
+def windows(requests, source, control) -> list[int]:
+    """How many lines each window has."""
+    return [len(chunk.lines) for chunk in chunks(requests, control, source) if chunk.ends_window]
 
 
 # ---- the queue, equation 2 ------------------------------------------------------------------------
@@ -361,16 +366,16 @@ def test_inside_a_window_q_moves_by_the_estimates(window):
 
 def test_the_first_windows_are_small_where_the_price_is_found():
     requests, source = table(200)
-    found = [len(step.lines) for step in steps(requests, controller(Auto(200), window=64), source)]
+    found = windows(requests, source, controller(Auto(200), window=64))
     assert found == [8, 8, 16, 32, 64, 64, 8]
-    given = [len(step.lines) for step in steps(requests, controller(MessPlus(0.1, 3.0), window=64), source)]
+    given = windows(requests, source, controller(MessPlus(0.1, 3.0), window=64))
     assert given == [64, 64, 64, 8]
     # one that goes on has the windows that it would have had
     control = controller(Auto(200), window=64)
     for count in (16, 48):
         run(requests[:count], source, control)
         del requests[:count]
-    assert [len(step.lines) for step in steps(requests, control, source)] == [64, 64, 8]
+    assert windows(requests, source, control) == [64, 64, 8]
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 9), st.booleans())
@@ -381,8 +386,10 @@ def test_events_replayed_give_the_same_controller_whatever_pieces_they_come_in(w
         return controller(Auto(80) if found else None, seed=seed, window=window)
 
     first, second = fresh(), fresh()
-    for step in steps(requests, first, source):
-        events = [Event.loads(event.dumps()) for event in step.events]
+    for chunk in chunks(requests, first, source):
+        if not chunk.ends_window:
+            continue
+        events = [Event.loads(event.dumps()) for event in chunk.events]
         for begin in range(0, len(events), piece):
             second.settle(events[begin : begin + piece])
             kept, second = second.state(), fresh()  # as if a run had ended here

@@ -19,7 +19,7 @@ from messcli.cli import main
 from messcli.errors import MessError
 from messcli.records import Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import steps
+from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.simulation import SimulateConfig, simulate
 from messcli.simulation.advice import Lengths, advice_lines, advise
@@ -84,7 +84,7 @@ def test_a_run_is_the_loop_of_route_over_the_table():
     controller = create_controller(
         replace(own.setup, horizon=len(TABLE.requests)), 3, {DEFAULT_PLAN: own.alpha}
     )
-    settled = [line for step in steps(TABLE.requests, controller, TABLE.source) for line in step.lines]
+    settled = [line for chunk in chunks(TABLE.requests, controller, TABLE.source) for line in chunk.lines]
     result = run_task(TABLE, own)
     served = [line.outcomes[line.served] for line in settled]
     assert result.accuracy == pytest.approx(np.mean([o.accuracy for o in served]))

@@ -15,7 +15,9 @@ import pytest
 
 from messcli.errors import MessError, StateBusy, StateError, UsageError
 from messcli.state import database as state_module
-from messcli.state.database import SCHEMA_VERSION, Done, State, print_rows
+from messcli.state.database import SCHEMA_VERSION
+from messcli.state.journal import Done, Work
+from messcli.state.state import State, print_rows
 
 HERE = Path(__file__).parent
 SETTINGS = {"period": "", "horizon": None}
@@ -31,15 +33,15 @@ def names(folder: Path) -> set[str]:
 
 
 def finish(state: State, numbers: range) -> None:
-    state.commit([done(number) for number in numbers], [b"{}" for _ in numbers], energy={})
+    state.commit(Work([done(number) for number in numbers], [b"{}" for _ in numbers]))
 
 
 def new_state(path: Path, output: str, numbers: range) -> None:
     with State(path) as state:
-        state.change(1, SETTINGS, b"", [])
-        state.open_output(output)
+        state.journal.change(1, SETTINGS, b"", [])
+        state.output.open(output)
         finish(state, numbers)
-        state.finish()
+        state.output.finish()
 
 
 def lines_of(path: Path) -> int:
@@ -51,12 +53,12 @@ def test_what_is_finished_is_known_again(tmp_path: Path) -> None:
     path = tmp_path / "a.state"
     new_state(path, str(tmp_path / "out"), range(1, 4))
     with State(path) as state:
-        assert state.t == 3
-        assert state.known((2).to_bytes(16, "big")) == (2).to_bytes(16, "big")
-        assert state.known((9).to_bytes(16, "big")) is None
-        assert state.learnt()[0] == b""
-        assert [list(window) for window in state.learnt()[1]] == [[b"{}"] * 3]
-        assert state.period("") == (None, 3)
+        assert state.journal.t == 3
+        assert state.journal.known((2).to_bytes(16, "big")) == (2).to_bytes(16, "big")
+        assert state.journal.known((9).to_bytes(16, "big")) is None
+        assert state.journal.snapshot() == b""
+        assert list(state.journal.events()) == [([b"{}"] * 3, True)]
+        assert state.journal.period("") == (None, 3)
     assert names(tmp_path) == {"a.state", "out"}
 
 
@@ -67,9 +69,9 @@ def test_a_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "before").rename("after")
     with State(tmp_path / "after" / "a.state") as state:
-        state.open_output("after/out")
+        state.output.open("after/out")
         finish(state, range(4, 6))
-        state.finish()
+        state.output.finish()
     assert len(Path("after/out").read_text().splitlines()) == 5
 
 
@@ -79,21 +81,21 @@ def test_several_outputs_and_standard_output_over_one_state(
     path = tmp_path / "a.state"
     new_state(path, str(tmp_path / "one"), range(1, 4))
     with State(path) as state:
-        state.open_output("-")
+        state.output.open("-")
         finish(state, range(4, 6))
-        state.finish()
+        state.output.finish()
     with State(path) as state:
-        state.open_output(str(tmp_path / "two"))
+        state.output.open(str(tmp_path / "two"))
         finish(state, range(6, 7))  # dies before it is synced
     with State(path) as state:
-        state.open_output(str(tmp_path / "one"))
-        assert state.unfinished_outputs() == [(str(tmp_path / "two"), 1)]
+        state.output.open(str(tmp_path / "one"))
+        assert state.output.unfinished() == [(str(tmp_path / "two"), 1)]
         finish(state, range(7, 8))
-        state.finish()
+        state.output.finish()
     with State(path) as state:
-        state.open_output(str(tmp_path / "two"))
-        state.finish()
-        assert state.unfinished_outputs() == []
+        state.output.open(str(tmp_path / "two"))
+        state.output.finish()
+        assert state.output.unfinished() == []
     assert (tmp_path / "one").read_text().split() == [
         '{"id":',
         "1}",
@@ -124,7 +126,7 @@ def test_an_output_that_the_state_does_not_know(tmp_path: Path) -> None:
         State(tmp_path / "a.state") as state,
         pytest.raises(StateError, match=r"rows that .* knows nothing of"),
     ):
-        state.open_output(str(tmp_path / "out"))
+        state.output.open(str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "mine\n"
 
 
@@ -132,7 +134,7 @@ def test_an_output_must_not_be_the_state(tmp_path: Path) -> None:
     with State(tmp_path / "a.state") as state:
         for end in ("", ".lock", "-wal"):
             with pytest.raises(UsageError, match="state's own file"):
-                state.open_output(str(tmp_path / f"a.state{end}"))
+                state.output.open(str(tmp_path / f"a.state{end}"))
 
 
 def test_an_output_that_was_changed_after_the_run(tmp_path: Path) -> None:
@@ -144,11 +146,11 @@ def test_an_output_that_was_changed_after_the_run(tmp_path: Path) -> None:
         if text is not None:
             output.write_text(text)
         with State(path) as state, pytest.raises(MessError, match=r"Put (the file|it) back"):
-            state.open_output(str(output))
+            state.output.open(str(output))
         assert (output.read_text() if text is not None else None) == text
         output.write_text(rows)
     with State(path) as state:  # put back as it was, it goes on
-        state.open_output(str(output))
+        state.output.open(str(output))
 
 
 @pytest.mark.parametrize(
@@ -218,8 +220,8 @@ def test_old_states_are_carried_forward(tmp_path: Path, version: int) -> None:
     State(new).close()
     with State(old) as state:
         assert lines_of(old) == 26
-        assert state.t == 24
-        assert state.period("") == (None, 24)
+        assert state.journal.t == 24
+        assert state.journal.period("") == (60 if version == 3 else None, 24)
     assert schema_of(old) == schema_of(new)
 
 
@@ -235,7 +237,7 @@ def test_a_migration_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch
     assert schema_of(path) == before
     monkeypatch.setitem(state_module.MIGRATIONS, SCHEMA_VERSION, "CREATE TABLE extra (x);")
     with State(path) as state:
-        assert state.t == 3
+        assert state.journal.t == 3
     assert schema_of(path)[1] == SCHEMA_VERSION + 1
 
 
@@ -243,11 +245,11 @@ def test_damage_is_told_and_never_overwritten(tmp_path: Path) -> None:
     """Whatever is broken, opening, reading and writing either works or ends in a StateError."""
     whole, path, output = tmp_path / "whole", tmp_path / "a.state", tmp_path / "out"
     with State(whole) as state:
-        state.change(1, SETTINGS, bytes(20_000), [])
-        state.open_output(str(output))
+        state.journal.change(1, SETTINGS, bytes(20_000), [])
+        state.output.open(str(output))
         for start in range(1, 200, 8):
             finish(state, range(start, start + 8))
-        state.finish()
+        state.output.finish()
     content, rows = whole.read_bytes(), output.read_bytes()
     rng = random.Random(1)
     told = 0
@@ -267,11 +269,16 @@ def test_damage_is_told_and_never_overwritten(tmp_path: Path) -> None:
         opened = False
         try:
             with State(path) as state:
-                state.meta("signature"), state.settings(), state.known(b"x"), state.accounts("")
-                for events in state.learnt()[1]:
+                (
+                    state.database.meta("signature"),
+                    state.journal.settings(),
+                    state.journal.known(b"x"),
+                    state.journal.accounts(""),
+                )
+                for events, _ in state.journal.events():
                     assert events
                 opened = True
-                state.open_output(str(output))
+                state.output.open(str(output))
                 finish(state, range(1000, 1001))
         except MessError:
             told += 1
@@ -307,7 +314,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_state(tmp_path: Path
 import os, signal, time
 from contextlib import closing
 from pathlib import Path
-from messcli.state.database import State
+from messcli.state.state import State
 state = State(Path({str(tmp_path / "a.state")!r}))
 child = os.fork()
 if not child:
@@ -330,13 +337,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_settings_are_kept_with_time_and_request(tmp_path: Path) -> None:
     with State(tmp_path / "a.state") as state:
-        state.change(1, {**SETTINGS, "alpha": 0.5}, b"one", [])
+        state.journal.change(1, {**SETTINGS, "alpha": 0.5}, b"one", [])
         finish(state, range(1, 9))
-        state.change(9, {"period": "2026-12", "horizon": 50, "alpha": 0.6}, b"two", [])
-        assert state.settings() == {"period": "2026-12", "horizon": 50, "alpha": 0.6}
+        state.journal.change(9, {"period": "2026-12", "horizon": 50, "alpha": 0.6}, b"two", [])
+        assert state.journal.settings() == {"period": "2026-12", "horizon": 50, "alpha": 0.6}
         finish(state, range(9, 12))
-        assert (state.period(""), state.period("2026-12")) == ((None, 8), (50, 3))
-        assert state.learnt()[0] == b"two"
+        assert (state.journal.period(""), state.journal.period("2026-12")) == ((None, 8), (50, 3))
+        assert state.journal.snapshot() == b"two"
     db = sqlite3.connect(tmp_path / "a.state")
     assert [t for (t,) in db.execute("SELECT t FROM settings ORDER BY rowid")] == [1, 9]
     assert db.execute("SELECT count(*) FROM settings WHERE time LIKE '20__-__-__T__:__:__Z'").fetchone() == (
@@ -347,8 +354,8 @@ def test_settings_are_kept_with_time_and_request(tmp_path: Path) -> None:
 
 def test_a_row_is_never_finished_twice(tmp_path: Path) -> None:
     with State(tmp_path / "a.state") as state:
-        state.change(1, SETTINGS, b"", [])
+        state.journal.change(1, SETTINGS, b"", [])
         finish(state, range(1, 3))
         with pytest.raises(StateError, match="UNIQUE"):
             finish(state, range(2, 4))
-        assert state.known((3).to_bytes(16, "big")) is None  # all or nothing
+        assert state.journal.known((3).to_bytes(16, "big")) is None  # all or nothing

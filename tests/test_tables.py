@@ -32,7 +32,9 @@ def test_reads_json_lines(tmp_path, name):
     assert table.accuracies.tolist() == [[0.5, 1.0], [0.5, 1.0]]
     assert table.joules.tolist() == [[1.0, 9.0], [1.0, 9.0]]
     assert table.seconds is None
-    assert table.source.query([(table.requests[0], (1,))])[0][1].joules == 9.0
+    ((answer,),) = table.source.answers([(table.requests[0], (1,))])
+    assert answer[:2] == (0, 1)
+    assert answer[2].joules == 9.0
 
 
 def test_a_table_in_which_nothing_costs_anything_compares_nothing(tmp_path):

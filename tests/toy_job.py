@@ -34,7 +34,9 @@ max_prompt_tokens = 40
 """
 
 # A cheap loop: what is tested here is what becomes of files.
-OPTIONS = ("--predictor", "mean", "--v", "0.1", "--c", "3", "--window", "8", "--meter", "replay:joules.jsonl")
+PLAIN = ("--predictor", "mean", "--v", "0.1", "--c", "3", "--meter", "replay:joules.jsonl")
+OPTIONS = (*PLAIN, "--window", "8")
+WIDE = (*PLAIN, "--window", "4096")  # all of a test's requests in one window
 
 
 def requests(count: int) -> list[dict[str, Any]]:

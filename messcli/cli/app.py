@@ -270,7 +270,7 @@ def rows(state_path: Path, output: str, wait_seconds: float) -> None:
     \b
     messcli rows my.state | sort -u
     """
-    from messcli.state.database import print_rows
+    from messcli.state.state import print_rows
 
     print_rows(state_path, output, wait_seconds=wait_seconds)
 

@@ -11,12 +11,17 @@ A counter that updates every `period` can't time a call to better than that, so
   where it is alone, the window's end waits for the counter's tick;
 - a gap between calls of one group too short for the counter is billed to the group's calls (bills
   are never understated); a longer one keeps its share by seconds, as overhead.
+
+A call's joules are known as soon as no later call can join its group: with the next group, and at the latest when its
+window closes. In an eager window a call that is long enough to be read by itself is settled when it ends; a call too
+short to be read that comes after it then waits for the counter instead of joining it.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -94,37 +99,63 @@ class _Group:
 
 
 class Call:
-    """One backend call. The caller sets `generations`; `joules` and `bills()` need the window closed."""
+    """A stretch of one model's work. The caller sets `generations`, or `work`; its joules are known when it is settled.
 
-    def __init__(self, model: str, request_ids: Sequence[str], kind: str) -> None:
+    Attributes:
+        work: per request that ran, the prompt tokens read and the output tokens written meanwhile.
+    """
+
+    def __init__(self, model: str, request_ids: Sequence[str], kind: str, sources: Sequence[str]) -> None:
         self.model = model
         self.request_ids = tuple(request_ids)
         self.kind = kind  # for the rows' `meter`
         self.generations: Sequence[Generation] = ()
+        self.work: Sequence[tuple[int, int]] | None = None
         self.seconds = 0.0
         self.fault: str | None = None  # why joules are None
-        self._settled = False
+        self._dropped = False
+        self._unsettled = set(sources)
+        self._ended = False
         self._parts: dict[str, float] = {}  # source -> joules
         self._replayed: list[tuple[float | None, float | None]] | None = None
+
+    def drop(self) -> None:
+        """It was no work: its joules are overhead."""
+        self._dropped = True
+
+    @property
+    def settled(self) -> bool:
+        """Whether its joules are known, or known to be unknown."""
+        return self._ended and not self._unsettled
 
     @property
     def joules(self) -> float | None:
         """Joules of the call over all its devices; None where a counter failed, and `fault` says how."""
-        if not self._settled:
-            raise RuntimeError("a call's joules are known when its window closes")
+        if not self.settled:
+            raise RuntimeError(
+                "a call's joules are known when it is settled, at the latest when its window closes"
+            )
         return None if self.fault is not None else sum(self._parts.values())
+
+    @property
+    def tokens(self) -> Sequence[tuple[int, int]]:
+        """Per request: prompt and output tokens."""
+        if self.work is not None:
+            return self.work
+        return [(made.prompt_tokens, made.output_tokens) for made in self.generations]
 
     def bills(self, weight: Weight = token_weight) -> list[Bill]:
         """One bill per request, in order; their joules and seconds sum to the call's."""
         joules = self.joules
         if self._replayed is not None:
             return [Bill(*numbers) for numbers in self._replayed]
-        if len(self.generations) != len(self.request_ids):
+        if self.work is None and len(self.generations) != len(self.request_ids):
             raise RuntimeError(f"{len(self.generations)} generations for {len(self.request_ids)} requests")
-        seconds = split(self.seconds, self.generations, weight)
+        weights = [weight(*tokens) for tokens in self.tokens]
+        seconds = _share(self.seconds, weights)
         if joules is None:
             return [Bill(None, part) for part in seconds]
-        return [Bill(*parts) for parts in zip(split(joules, self.generations, weight), seconds, strict=True)]
+        return [Bill(*parts) for parts in zip(_share(joules, weights), seconds, strict=True)]
 
 
 class EnergyLedger:
@@ -154,9 +185,10 @@ class EnergyLedger:
         self._meter = meter
         self._clock = clock
         self._sleep = sleep
-        self._spans: dict[str, list[_Span]] | None = None  # by source; None between windows
-        self._calls: list[Call] = []
-        self._busy: set[str] = set()
+        self._lock = threading.RLock()  # calls end in threads
+        self._spans: dict[str, list[_Span]] | None = None  # by source, not settled; None between windows
+        self._eager = False
+        self._busy: dict[str, float] = {}  # sources of calls that run: joules at their start
         self._dead: dict[str, MeterError] = {}
         self._last = dict.fromkeys(meter.counters, 0.0)
         self._resets = dict.fromkeys(meter.counters, 0)
@@ -175,7 +207,7 @@ class EnergyLedger:
 
     @property
     def attributed(self) -> float:
-        """Joules of all calls whose window has closed and whose joules are known."""
+        """Joules of all calls that are settled and whose joules are known."""
         return sum(self._attributed.values()) + self._replayed
 
     @property
@@ -193,20 +225,27 @@ class EnergyLedger:
         return self._meter.sources(devices)
 
     def take_overhead(self) -> dict[str, float]:
-        """Joules of overhead since last taken, by kind of meter, after reading every counter.
+        """Joules of overhead since last taken, by kind of meter.
 
-        Commit them with the window's rows: what is taken over a run sums to `overhead`.
+        Between windows every counter is read first; within one it is the overhead before the first call that isn't
+        settled. Commit them with the rows: what is taken over a run sums to `overhead`.
         """
-        if self._spans is not None:
-            raise RuntimeError("overhead is known between windows")
         taken: dict[str, float] = {}
-        for source, counter in self._meter.counters.items():
-            self._read(source)
-            # rounding may leave -1e-13 J
-            fresh = max(0.0, self._last[source] - self._attributed[source] - self._taken[source])
-            self._taken[source] += fresh
-            taken[counter.kind] = taken.get(counter.kind, 0.0) + fresh
+        with self._lock:
+            for source, counter in self._meter.counters.items():
+                if self._spans is None:
+                    self._read(source)
+                # rounding may leave -1e-13 J
+                fresh = max(0.0, self._decided(source) - self._attributed[source] - self._taken[source])
+                self._taken[source] += fresh
+                taken[counter.kind] = taken.get(counter.kind, 0.0) + fresh
         return taken
+
+    def _decided(self, source: str) -> float:
+        """The counter's value up to which every joule is known to be somebody's or overhead."""
+        if self._spans and (pending := self._spans.get(source)):
+            return pending[0].start.joules
+        return self._busy.get(source, self._last[source])
 
     def accounts(self) -> dict[str, tuple[float, float]]:
         """By source, after reading it: joules since the meter was opened, and those of them that calls took."""
@@ -220,22 +259,29 @@ class EnergyLedger:
         return taken
 
     @contextmanager
-    def window(self) -> Iterator[None]:
+    def window(self, *, eager: bool = False) -> Iterator[None]:
         """One window of the loop; its calls' joules are known when it closes, also by an exception.
 
-        Closing may wait for a counter's tick, two periods at most. Raises the MeterError that an earlier
-        window met, before anything runs.
+        Args:
+            eager: settle calls that are long enough as soon as they end.
+
+        Closing may wait for a counter's tick, two periods at most.
+
+        Raises:
+            MeterError: that an earlier window met, before anything runs.
         """
         if self.fault is not None:
             raise self.fault
         if self._spans is not None:
             raise RuntimeError("a window is open already")
-        self._spans, self._calls = {}, []
+        self._spans, self._eager = {}, eager
         try:
             yield
         finally:
-            spans, self._spans = self._spans, None
-            self._settle(spans)
+            with self._lock:
+                spans, self._spans = self._spans, None
+                for source in spans:
+                    self._settle(source, spans[source], everything=True)
 
     @contextmanager
     def call(self, model: str, request_ids: Sequence[str], devices: Sequence[str]) -> Iterator[Call]:
@@ -247,26 +293,80 @@ class EnergyLedger:
         spans = self._spans
         if spans is None:
             raise RuntimeError("a call needs an open window")
-        call = Call(model, request_ids, self._meter.kind(devices))
         sources = self._meter.sources(devices)
+        call = Call(model, request_ids, self._meter.kind(devices), sources)
         call._replayed = self._meter.replayed(model, request_ids)
-        if overlapping := self._busy.intersection(sources):
+        if overlapping := self._busy.keys() & sources:
             raise RuntimeError(f"two calls at once on {', '.join(sorted(overlapping))}")
-        self._busy.update(sources)
+        for source in sources:
+            self._busy[source] = self._last[source]
         try:
-            starts = {source: self._read(source) for source in sources}
+            starts = {}
+            for source in sources:
+                with self._lock:
+                    starts[source] = self._read(source)
+                    self._busy[source] = self._last[source]
             started = self._clock()
             yield call
             call.seconds = self._clock() - started
-            self._calls.append(call)
-            for source, start in starts.items():
-                end = self._read(source)
-                if start is None or end is None:
-                    call.fault = str(self._dead[source])
-                else:
-                    spans.setdefault(source, []).append(_Span(call, start, end))
+            if not call._dropped:
+                with self._lock:
+                    self._end(call, starts, spans)
         finally:
-            self._busy.difference_update(sources)
+            for source in sources:
+                self._busy.pop(source, None)
+
+    def _end(self, call: Call, starts: Mapping[str, _Reading | None], spans: dict[str, list[_Span]]) -> None:
+        for source, start in starts.items():
+            end = self._read(source)
+            self._busy.pop(source, None)
+            if start is None or end is None:
+                self._give_up(call, source, str(self._dead[source]))
+            else:
+                spans.setdefault(source, []).append(_Span(call, start, end))
+        call._ended = True
+        if call._replayed is not None:
+            call._parts["replay"] = sum(joules or 0.0 for joules, _ in call._replayed)
+            call.seconds = sum(seconds or 0.0 for _, seconds in call._replayed)
+            self._replayed += call._parts["replay"]
+        for source in starts:
+            if source in spans:
+                self._settle(source, spans[source], everything=False)
+
+    def replay(self, model: str, request_ids: Sequence[str]) -> list[Bill] | None:
+        """The recorded bills of requests that `model` has answered; None where counters are read.
+
+        Raises MeterError for a request without a recorded outcome.
+        """
+        numbers = self._meter.replayed(model, request_ids)
+        if numbers is None:
+            return None
+        with self._lock:
+            self._replayed += sum(joules or 0.0 for joules, _ in numbers)
+        return [Bill(*pair) for pair in numbers]
+
+    def check(self, model: str, request_ids: Sequence[str], devices: Sequence[str]) -> str:
+        """The kind of meter that bills calls of `model` on `devices`.
+
+        Raises MeterError for a device without a meter, or a request without a recorded outcome.
+        """
+        self._meter.sources(devices)
+        self._meter.replayed(model, request_ids)
+        return self._meter.kind(devices)
+
+    def forgo(self, call: Call, part: float) -> float:
+        """Make `part` (0 to 1) of a settled call's joules overhead: they went into an answer that never came.
+
+        Returns:
+            joules.
+        """
+        forgone = 0.0
+        with self._lock:
+            for source, joules in call._parts.items():
+                if call.fault is None and source in self._attributed:
+                    self._attributed[source] -= part * joules
+                    forgone += part * joules
+        return forgone
 
     def _read(self, source: str) -> _Reading | None:
         """None where the counter has failed for good. A reading's time is taken before it, so that a wait
@@ -288,35 +388,38 @@ class EnergyLedger:
         self._dead[source] = error
         self.fault = self.fault or error
 
-    def _settle(self, spans_by_source: dict[str, list[_Span]]) -> None:
-        for source, spans in spans_by_source.items():
-            period = self._meter.counters[source].period
-            for group in _groups(spans, period):
-                self._bill(source, group, period)
-        for call in self._calls:
-            call._settled = True
-            if call._replayed is not None:
-                call._parts["replay"] = sum(joules or 0.0 for joules, _ in call._replayed)
-                call.seconds = sum(seconds or 0.0 for _, seconds in call._replayed)
-                self._replayed += call._parts["replay"]
-            elif call.fault is None:  # one unknown part makes the whole unknown; the rest stays in overhead
-                for source, joules in call._parts.items():
-                    self._attributed[source] += joules
+    def _settle(self, source: str, spans: list[_Span], *, everything: bool) -> None:
+        """Bill what no later call can change, or everything; it is taken out of `spans`."""
+        period = self._meter.counters[source].period
+        groups = _groups(spans, period)
+        final = len(groups) if everything else _final(groups, period, eager=self._eager)
+        for number, group in enumerate(groups[:final], start=1):
+            self._bill(source, group, period, is_last=everything and number == final)
+            for span in group.spans:
+                span.call._unsettled.discard(source)
+        del spans[: sum(len(group.spans) for group in groups[:final])]
 
-    def _bill(self, source: str, group: _Group, period: float) -> None:
+    def _give_up(self, call: Call, source: str, why: str) -> None:
+        """One unknown part makes the whole unknown; the rest is overhead."""
+        if call.fault is None:
+            for other, joules in call._parts.items():
+                self._attributed[other] -= joules
+        call.fault = why
+        call._unsettled.discard(source)
+
+    def _bill(self, source: str, group: _Group, period: float, *, is_last: bool) -> None:
         first, last = group.spans[0].start, group.spans[-1].end
         end: _Reading | None = last
-        if group.seconds < period or last.joules <= first.joules:
+        if is_last and (group.seconds < period or last.joules <= first.joules):
             end = self._await_tick(source, last, period)
         calls = [span.call for span in group.spans]
         if end is None or end.resets != first.resets:
+            why = str(self._dead.get(source) or f"the counter of {source} fell or leapt while the call ran")
             for call in calls:
-                call.fault = str(
-                    self._dead.get(source) or f"the counter of {source} fell or leapt while the call ran"
-                )
+                self._give_up(call, source, why)
             return
         joules = end.joules - first.joules
-        tokens = sum(generation.output_tokens for call in calls for generation in call.generations)
+        tokens = sum(written for call in calls for _, written in call.tokens)
         if joules <= 0 and tokens > 0:
             counter = self._meter.counters[source]
             error = MeterError(
@@ -326,7 +429,7 @@ class EnergyLedger:
             )
             self._fail(source, error)
             for call in calls:
-                call.fault = str(error)
+                self._give_up(call, source, str(error))
             return
         seconds = [span.end.seconds - span.start.seconds for span in group.spans]
         gaps = [
@@ -336,7 +439,9 @@ class EnergyLedger:
         ]
         shares = _share(joules, seconds + gaps) if sum(seconds) > 0 else _share(joules, [1.0] * len(calls))
         for call, share in zip(calls, shares, strict=False):  # the gaps' shares are left over, as overhead
-            call._parts[source] = share
+            if call.fault is None:
+                call._parts[source] = share
+                self._attributed[source] += share
 
     def _await_tick(self, source: str, end: _Reading, period: float) -> _Reading | None:
         """The counter's next change after `end`. It is due within a period; a late one gets a second."""
@@ -386,6 +491,21 @@ def _groups(spans: Sequence[_Span], period: float) -> list[_Group]:
         groups[first : first + 2] = [_Group(pair[0].spans + pair[1].spans, pair[0].short and pair[1].short)]
         position = first
     return groups
+
+
+def _final(groups: Sequence[_Group], period: float, *, eager: bool) -> int:
+    """How many groups, from the first on, no later call can join."""
+    if not groups:
+        return 0
+    enough, resolved = GROUP_PERIODS * period, RESOLVED_PERIODS * period
+    last = groups[-1]
+    if not last.short and eager:
+        return len(groups)
+    if len(groups) == 1:
+        return 0
+    before = groups[-2]
+    is_tail = before.short and last.seconds < enough and _gap(before.spans, last.spans) < resolved
+    return len(groups) - (2 if is_tail or last.seconds < resolved else 1)
 
 
 def _gap(before: Sequence[_Span], after: Sequence[_Span]) -> float:

@@ -5,15 +5,17 @@ Knows which model runs where and who meters it; nothing of how a model is chosen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from messcli.calibration.file import Calibration
 from messcli.energy import AUTO, CPU, EnergyLedger, Weight, open_meter
-from messcli.errors import UsageError, ZooError
+from messcli.errors import MeterError, UsageError, ZooError
 from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create
 from messcli.models.live import Live
+from messcli.records import Answer, Asked, Request
 from messcli.zoo import ModelSpec, ServerOptions, Zoo
 
 
@@ -23,12 +25,14 @@ def open_live(
     metric: Metric,
     tell: Callable[[str], None],
     weights: Mapping[str, Weight] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Live:
     """The zoo's models as a source of outcomes; nothing is loaded yet.
 
     Args:
         tell: takes lines for the user.
-        weights: how a batch's joules are split, by model.
+        weights: how joules are split over the requests that ran together, by model.
+        stopping: whether the run was told to stop.
 
     Raises:
         MeterError: a device that nothing meters.
@@ -44,7 +48,82 @@ def open_live(
     meter = open_meter(devices=tuple(devices), others=others, **zoo.metering(running.meter))
     for line in meter.describe():
         tell(line)
-    return Live(backends, EnergyLedger(meter), metric, max_loaded=running.max_loaded, weights=weights)
+    return Live(
+        backends,
+        EnergyLedger(meter),
+        metric,
+        max_loaded=running.max_loaded,
+        weights=weights,
+        stopping=stopping,
+    )
+
+
+class LazyLive:
+    """The zoo's models, opened with their meter when the first request asks for them: a finished job loads nothing."""
+
+    def __init__(
+        self,
+        running: Running,
+        zoo: Zoo,
+        metric: Metric,
+        calibration: Calibration | None,
+        tell: Callable[[str], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.names = zoo.names
+        self._stopping = stopping
+        self._running = running
+        self._calibration = calibration
+        self._zoo = zoo
+        self._metric = metric
+        self._tell = tell
+        self._live: Live | None = None
+
+    def open(self) -> Live:
+        """Open them now. Raises as `open_live` does."""
+        if self._live is None:
+            calibration = self._calibration
+            weights = {} if calibration is None else calibration.weights()
+            self._live = open_live(
+                self._running, self._zoo, self._metric, self._tell, weights, self._stopping
+            )
+            self._tell(
+                "energy: not calibrated: E_m(t) is learnt from what is read (`messcli calibrate` gives it a start)"
+                if calibration is None
+                else f"energy: calibrated by {calibration.path}, made {calibration.made}"
+                f"{'' if calibration.converged else '; not all of its cells converged'}"
+            )
+        return self._live
+
+    def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+        return self.open().allowed(requests) if requests else []
+
+    def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
+        return self.open().answers(asked)
+
+    def take_overhead(self) -> Mapping[str, float]:
+        return self._live.take_overhead() if self._live else {}
+
+    def running_joules(self) -> Mapping[str, float]:
+        return self._live.running_joules() if self._live else {}
+
+    def take_warnings(self) -> list[str]:
+        return self._live.take_warnings() if self._live else []
+
+    @property
+    def fault(self) -> MeterError | None:
+        """Why a counter can't be read any more."""
+        return self._live.fault if self._live else None
+
+    def close(self) -> None:
+        if self._live:
+            self._live.close()
+
+    def __enter__(self) -> LazyLive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _backends(running: Running, zoo: Zoo, tell: Callable[[str], None]) -> Sequence[Backend]:

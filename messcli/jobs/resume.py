@@ -16,11 +16,13 @@ from messcli.calibration.file import Calibration
 from messcli.errors import StateError
 from messcli.files.requests import open_input
 from messcli.metrics import Metric
+from messcli.records import Decision, Outcome, dumps, loads
 from messcli.routing import older
 from messcli.routing.controller import Controller, Event
+from messcli.routing.loop import Planned, Unfinished
 from messcli.routing.setup import Setup
 from messcli.routing.sla import Account, VirtualQueue
-from messcli.state.database import State
+from messcli.state.state import State
 from messcli.zoo import Zoo
 
 # (what decides, size of the zoo, plan -> alpha) -> a controller that has seen nothing yet
@@ -78,8 +80,8 @@ def terms_in_force(
         count: how many lines of it are to be routed; called only where a policy asks for the horizon.
     """
     if period is None:
-        period = (state.settings() or {}).get("period", "")
-    said, requests = state.period(period) or (None, 0)
+        period = (state.journal.settings() or {}).get("period", "")
+    said, requests = state.journal.period(period) or (None, 0)
     horizon = said if setup.horizon is None else setup.horizon
     counted = None
     if horizon is None and setup.policy == "mess+" and setup.v is None and len(alphas) == 1:
@@ -95,11 +97,11 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     with open_input(source) as handle:
         head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()  # stays while the file grows
     this = {"path": str(Path(source).resolve()), "head": head, "period": period}
-    known = state.meta("input") or {}
+    known = state.database.meta("input") or {}
     before = known.get("before", requests)
     if {**known, **this} != known or before + total < requests:  # another input, or another content of it
         before = requests
-        state.set_meta("input", {**this, "before": before})
+        state.database.set_meta("input", {**this, "before": before})
     return int(before) + total
 
 
@@ -117,12 +119,12 @@ def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> Non
         "window": setup.window,
         "seed": setup.seed,
     }
-    known = state.meta("signature")
+    known = state.database.meta("signature")
     if known is not None and known["metric"] in metric.continues:
         known = {**known, "metric": metric.signature}
-        state.set_meta("signature", known)
+        state.database.set_meta("signature", known)
     if known is None:
-        state.set_meta("signature", signature)
+        state.database.set_meta("signature", signature)
     elif difference := _difference(known, signature):
         raise StateError(
             f"{state.name}: was made with {difference[0]}, and this run has {difference[1]}: their decisions "
@@ -165,9 +167,9 @@ def resume(
         StateError: what was learnt isn't known to this messcli.
     """
     controller = create(terms.setup, len(names), terms.alphas)
-    settings, before = terms.settings(), state.settings()
+    settings, before = terms.settings(), state.journal.settings()
     # of a state that an earlier version wrote only the ledger may be left; every other one has a snapshot
-    forgotten = before is not None and state.learnt()[0] is None
+    forgotten = before is not None and state.journal.snapshot() is None
     if before == settings and not forgotten:
         _replay(state, controller, terms.setup, before)
         return controller
@@ -186,14 +188,14 @@ def resume(
     if before is None or forgotten or "joules" in anew or before["calibration"] != settings["calibration"]:
         controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
     if forgotten:
-        controller.t = state.t
+        controller.t = state.journal.t
     if before is None or forgotten or before["period"] != terms.period:
-        rows = state.accounts(terms.period)
+        rows = state.journal.accounts(terms.period)
         controller.open_period(
             {row[1]: _account(row, terms.alphas) for row in rows if row[1] in terms.alphas}
         )
     accounts = account_rows(controller, terms.period)
-    state.change(controller.t + 1, settings, snapshot(controller), accounts)
+    state.journal.change(controller.t + 1, settings, snapshot(controller), accounts)
     return controller
 
 
@@ -206,7 +208,7 @@ def _learns_anew(accuracies: bool, joules: bool) -> str:
 
 def _replay(state: State, controller: Controller, setup: Setup, settings: Mapping[str, Any]) -> list[str]:
     """Fold in what the state knows. Returns what of it has to be learnt anew."""
-    learnt, windows = state.learnt()
+    learnt = state.journal.snapshot()
     anew: list[str] = []
     if learnt is not None:
         predictor = "mean" if setup.policy == "random" else setup.predictor
@@ -214,10 +216,38 @@ def _replay(state: State, controller: Controller, setup: Setup, settings: Mappin
             anew = controller.load(older.read_snapshot(learnt, predictor, settings["alphas"]))
         except StateError as error:
             raise StateError(f"{state.name}: {error}") from None
-    for events in windows:
+    for events, ends_window in state.journal.events():
         controller.settle([Event.loads(event) for event in events])
-        controller.close_window()
+        if ends_window:
+            controller.close_window()
     return anew
+
+
+# ---- what the state keeps of a window ------------------------------------------------------------
+
+
+def planned_line(planned: Planned) -> bytes:
+    """A line of a window and its decision, as the state keeps them; `unfinished_window` reads it."""
+    line = planned.line
+    return dumps([line.key.hex(), line.digest.hex(), planned.decision])
+
+
+def unfinished_window(state: State) -> Unfinished | None:
+    """The window that the last run was stopped in; None where it was in none."""
+    kept = state.journal.window()
+    if kept is None:
+        return None
+    try:
+        decisions: dict[tuple[bytes, bytes], Decision | None] = {}
+        for text in kept[0]:
+            key, digest, plain = loads(text)
+            identity = (bytes.fromhex(key), bytes.fromhex(digest))
+            decisions[identity] = None if plain is None else Decision.of(plain)
+        keys = [key for key, _ in decisions]
+        answers = {(keys[place], model): Outcome.loads(data) for place, model, data in kept[1]}
+    except (ValueError, TypeError, LookupError) as error:
+        raise state.database.damaged(f"its unfinished window: {error}") from error
+    return Unfinished(decisions, answers)
 
 
 # ---- what the state keeps of a controller --------------------------------------------------------

@@ -1,20 +1,28 @@
 """The loop: a window of requests is decided, asked, and folded in. Live, recorded and simulated runs share it.
 
-Knows the controller and a source of outcomes; knows nothing of files, states or terminals.
+A window's decisions stand before any of it runs, so its lines are finished in input order as answers come. What
+the loop yields is all that a journal needs to take the run up again at that place: the same lines, the same
+decisions, and only what wasn't answered is asked. Knows the controller and a source of outcomes; knows nothing
+of files, states or terminals.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain
 
-from messcli.records import Decision, Outcome, Rejected, Request
+from messcli.records import Answer, Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event
 from messcli.routing.source import OutcomeSource
 
 Line = Request | Rejected
+
+# What a crash may cost: answers that no chunk has carried yet. A chunk is a transaction of about a millisecond.
+CHUNK_ANSWERS = 64
+CHUNK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,47 +43,231 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One window: its lines in input order, settled or rejected, and the events that were folded in."""
+class Planned:
+    """A line of a window and what was decided for it."""
 
-    lines: Sequence[Settled | Rejected]
-    events: Sequence[Event]
+    line: Line
+    decision: Decision | None  # None: the line is no request, or fits no model
 
 
-def steps(lines: Iterable[Line], controller: Controller, source: OutcomeSource) -> Iterator[Step]:
-    """Algorithm 1, a window at a time: decide in order, ask the models, fold in order, close the window."""
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What has happened since the chunk before."""
+
+    opened: Sequence[Planned] | None = None  # a window was decided, and nothing of it has run yet
+    lines: Sequence[Settled | Rejected] = ()  # finished, in input order
+    events: Sequence[Event] = ()  # of the requests among them, as they were folded in
+    ahead: Sequence[Answer] = ()  # answers to later lines: place in the opened window, model, outcome
+    ends_window: bool = False  # and the controller has closed it
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A window that an earlier run was stopped in: what it had decided and what was answered."""
+
+    decisions: Mapping[tuple[bytes, bytes], Decision | None]  # by key and digest of the line, in order
+    answers: Mapping[tuple[bytes, int], Outcome]  # by key and model
+
+
+def chunks(
+    lines: Iterable[Line | None],
+    controller: Controller,
+    source: OutcomeSource,
+    *,
+    left: Callable[[], int | None] = lambda: None,
+    unfinished: Unfinished | None = None,
+    linger: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Chunk]:
+    """Algorithm 1, a window at a time: decide in order, ask the models, fold in order, close the window.
+
+    The first chunk of a window carries nothing but what was decided, the last one ends it. When the source ends
+    early, so does the loop.
+
+    Args:
+        lines: None says that no line came for a moment (a pipe).
+        left: how many lines are still to come, where that is known.
+        unfinished: is taken up first, with those of its lines that the input still has.
+        linger: seconds from a window's first line after which it closes with what has come.
+    """
     iterator = iter(lines)
-    while batch := list(islice(iterator, controller.window())):
-        batch, allowed = _fitting(batch, source)
-        requests = [line for line in batch if isinstance(line, Request)]
-        decisions = controller.decide(requests, allowed)
-        outcomes = source.query([(r, d.asked) for r, d in zip(requests, decisions, strict=True)])
-        events = [
-            _event(request, decision, answers, controller)
-            for request, decision, answers in zip(requests, decisions, outcomes, strict=True)
+    if unfinished is not None:
+        planned, others = _taken_up(iterator, unfinished)
+        iterator = chain(others, iterator)
+        answers = [
+            (place, m, outcome)
+            for place, item in enumerate(planned)
+            if item.decision is not None
+            for m in item.decision.asked
+            if (outcome := unfinished.answers.get((item.line.key, m))) is not None
         ]
-        queues = controller.settle(events)
-        controller.close_window()
-        served = [event.served for event in events]
-        settled = iter(list(map(Settled, requests, decisions, outcomes, served, queues)))
-        yield Step([next(settled) if isinstance(line, Request) else line for line in batch], events)
+        yield Chunk(planned, ahead=answers)
+        work = _Window(planned, controller, source, clock, answers)
+        yield from work.run()
+        if not work.ended:
+            return
+    while batch := _batch(iterator, controller.window(left()), linger, clock):
+        planned = _decide(batch, controller, source)
+        yield Chunk(planned)
+        work = _Window(planned, controller, source, clock)
+        yield from work.run()
+        if not work.ended:
+            return
 
 
-def _fitting(batch: Sequence[Line], source: OutcomeSource) -> tuple[list[Line], list[tuple[int, ...]]]:
-    """Reject the requests that fit no model's context; say which models the others may go to."""
-    allowed = iter(source.allowed([line for line in batch if isinstance(line, Request)]))
-    lines: list[Line] = []
-    fitting = []
-    for line in batch:
-        if isinstance(line, Request):
-            models = next(allowed)
-            if models:
-                fitting.append(models)
-            else:
-                why = "the prompt is longer than every model's context. Shorten it"
-                line = replace(line.reject(why), key=line.key, digest=line.digest)
-        lines.append(line)
-    return lines, fitting
+def _batch(lines: Iterator[Line | None], size: int, linger: float, clock: Callable[[], float]) -> list[Line]:
+    batch: list[Line] = []
+    closes = math.inf
+    for line in lines:
+        if line is not None:
+            if not batch and linger < math.inf:
+                closes = clock() + linger
+            batch.append(line)
+        if len(batch) == size or (batch and closes < math.inf and clock() >= closes):
+            break
+    return batch
+
+
+def _taken_up(
+    lines: Iterator[Line | None], unfinished: Unfinished
+) -> tuple[list[Planned], list[Line | None]]:
+    """The lines of the window as the input has them now, in the window's order; and others that were read meanwhile.
+
+    An input that is as it was has nothing else before them. Where it was changed, the search ends after as many
+    other lines as the window had: those that weren't found by then are decided anew when they come.
+    """
+    found: dict[tuple[bytes, bytes], Line] = {}
+    others: list[Line | None] = []
+    wanted = unfinished.decisions
+    while len(found) < len(wanted) and len(others) <= len(wanted):
+        try:
+            line = next(lines)
+        except StopIteration:
+            break
+        if line is None:
+            continue
+        identity = (line.key, line.digest)
+        if identity in wanted:
+            found[identity] = line
+        else:
+            others.append(line)
+    planned = []
+    for identity, decision in wanted.items():
+        if identity in found:
+            line = found[identity]
+            if decision is None and isinstance(line, Request):
+                line = _too_long(line)
+            planned.append(Planned(line, decision))
+    return planned, others
+
+
+def _decide(batch: Sequence[Line], controller: Controller, source: OutcomeSource) -> list[Planned]:
+    """Decide a window; requests that fit no model's context are rejected."""
+    requests = [line for line in batch if isinstance(line, Request)]
+    allowed = source.allowed(requests)
+    fitting = [request for request, models in zip(requests, allowed, strict=True) if models]
+    decisions = iter(controller.decide(fitting, [models for models in allowed if models]))
+    can = iter(allowed)
+    return [
+        Planned(line, None)
+        if isinstance(line, Rejected)
+        else Planned(line, next(decisions))
+        if next(can)
+        else Planned(_too_long(line), None)
+        for line in batch
+    ]
+
+
+def _too_long(request: Request) -> Rejected:
+    why = "the prompt is longer than every model's context. Shorten it"
+    return replace(request.reject(why), key=request.key, digest=request.digest)
+
+
+class _Window:
+    """A window at work: its answers so far, and the lines that aren't finished."""
+
+    def __init__(
+        self,
+        planned: Sequence[Planned],
+        controller: Controller,
+        source: OutcomeSource,
+        clock: Callable[[], float],
+        answers: Iterable[Answer] = (),
+    ) -> None:
+        self._left = list(reversed(planned))  # lines that aren't finished, the first of them last
+        self._controller = controller
+        self._source = source
+        self._clock = clock
+        self._outcomes: dict[int, dict[int, Outcome]] = {}  # by place, of lines that aren't finished
+        for place, m, outcome in answers:
+            self._outcomes.setdefault(place, {})[m] = outcome
+        self._finished = 0  # lines, from the first on
+
+    def run(self) -> Iterator[Chunk]:
+        """Ask what isn't answered; yield chunks until the window ends, or the source does."""
+        places, asked = [], []
+        for place, item in enumerate(reversed(self._left)):
+            if item.decision is not None and isinstance(item.line, Request):
+                known = self._outcomes.get(place, {})
+                if missing := [m for m in item.decision.asked if m not in known]:
+                    places.append(place)
+                    asked.append((item.line, missing))
+        failure: Exception | None = None
+        fresh: list[Answer] = []
+        missing_answers = sum(len(models) for _, models in asked)
+        since = self._clock()
+        try:
+            for group in self._source.answers(asked) if asked else ():
+                for position, m, outcome in group:
+                    self._outcomes.setdefault(places[position], {})[m] = outcome
+                    fresh.append((places[position], m, outcome))
+                missing_answers -= len(group)
+                late = len(fresh) >= CHUNK_ANSWERS or self._clock() - since >= CHUNK_SECONDS
+                if fresh and late and missing_answers:  # the last chunk is yielded below
+                    yield self._chunk(fresh)
+                    fresh, since = [], self._clock()
+        except (
+            Exception
+        ) as error:  # whatever ended the source: what it has answered stands, and is kept first
+            failure = error
+        yield self._chunk(fresh)
+        if failure is not None:
+            raise failure
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its lines are finished."""
+        return not self._left
+
+    def _chunk(self, fresh: Sequence[Answer]) -> Chunk:
+        """Finish the lines that have nothing unanswered before them; what else is in `fresh` is ahead."""
+        finished: list[tuple[Planned, dict[int, Outcome]]] = []
+        while not self.ended:
+            item = self._left[-1]
+            outcomes = self._outcomes.get(self._finished, {})
+            if item.decision is not None and len(outcomes) < len(item.decision.asked):
+                break
+            self._outcomes.pop(self._finished, None)
+            self._left.pop()
+            self._finished += 1
+            finished.append((item, dict(sorted(outcomes.items()))))  # in the zoo's order, not that of coming
+        events = [
+            _event(item.line, item.decision, outcomes, self._controller)
+            for item, outcomes in finished
+            if item.decision is not None and isinstance(item.line, Request)
+        ]
+        settled = zip(events, self._controller.settle(events), strict=True)
+        lines: list[Settled | Rejected] = []
+        for item, outcomes in finished:
+            if isinstance(item.line, Rejected):
+                lines.append(item.line)
+            elif item.decision is not None:
+                event, queue = next(settled)
+                lines.append(Settled(item.line, item.decision, outcomes, event.served, queue))
+        if self.ended:
+            self._controller.close_window()
+        ahead = [answer for answer in fresh if answer[0] >= self._finished]
+        return Chunk(None, lines, events, ahead, self.ended)
 
 
 def _event(

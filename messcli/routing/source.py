@@ -6,13 +6,11 @@ model should be asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from messcli.errors import OutcomesError
-from messcli.records import Outcome, Request
-
-Asked = Sequence[tuple[Request, Sequence[int]]]  # the models that each request is put to
+from messcli.records import Answer, Asked, Outcome, Request
 
 
 class OutcomeSource(Protocol):
@@ -24,12 +22,20 @@ class OutcomeSource(Protocol):
         """For each request, the models that can take its prompt, ascending; may be empty."""
         ...
 
-    def query(self, asked: Asked) -> list[dict[int, Outcome]]:
-        """For each request, the outcome of every model it was put to."""
+    def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
+        """What was asked, each pair of request and model once, in any order, in groups as it comes.
+
+        An empty group says that time passes: a source that waits gives one at least once a second. It ends early
+        where it was told to stop. Closing the iterator ends what is running.
+        """
         ...
 
     def take_overhead(self) -> Mapping[str, float]:
         """Joules since last taken that belong to no request, by meter."""
+        ...
+
+    def running_joules(self) -> Mapping[str, float]:
+        """Joules read so far for requests that aren't answered yet, by meter."""
         ...
 
     def take_warnings(self) -> list[str]:
@@ -51,8 +57,12 @@ class Recorded:
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         return [tuple(range(len(self.names)))] * len(requests)
 
-    def query(self, asked: Asked) -> list[dict[int, Outcome]]:
-        return [{m: self._outcome(request, self.names[m]) for m in models} for request, models in asked]
+    def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
+        yield [
+            (position, m, self._outcome(request, self.names[m]))
+            for position, (request, models) in enumerate(asked)
+            for m in models
+        ]
 
     def _outcome(self, request: Request, name: str) -> Outcome:
         try:
@@ -63,6 +73,9 @@ class Recorded:
             ) from None
 
     def take_overhead(self) -> Mapping[str, float]:
+        return {}
+
+    def running_joules(self) -> Mapping[str, float]:
         return {}
 
     def take_warnings(self) -> list[str]:

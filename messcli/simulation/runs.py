@@ -25,7 +25,7 @@ from messcli.metrics import keeps
 from messcli.predict.text import remember
 from messcli.registry import POLICIES
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Settled, Step, steps
+from messcli.routing.loop import Chunk, Settled, chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.simulation.engines import Asked, Engines, Played
 from messcli.simulation.hindsight import ORACLE, oracle
@@ -76,21 +76,21 @@ class Task:
 
 def replay(table: OutcomeTable, task: Task) -> Iterator[Settled]:
     """Run the loop over the table's requests; yield each with all that came of it."""
-    for step in _windows(table, task):
-        yield from _settled(step)
+    for chunk in _chunks(table, task):
+        yield from _settled(chunk)
 
 
-def _settled(step: Step) -> Iterator[Settled]:
-    return (line for line in step.lines if isinstance(line, Settled))  # a recorded request always fits
+def _settled(chunk: Chunk) -> Iterator[Settled]:
+    return (line for line in chunk.lines if isinstance(line, Settled))  # a recorded request always fits
 
 
-def _windows(table: OutcomeTable, task: Task) -> Iterator[Step]:
+def _chunks(table: OutcomeTable, task: Task) -> Iterator[Chunk]:
     requests: Sequence[Any] = [table.requests[position] for position in _order(table, task)]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
     if remember(len(requests)):  # every order of the table has the same texts
         controller.encode([request.prompt for request in requests])
-    yield from steps(requests, controller, table.source)
+    yield from chunks(requests, controller, table.source)
 
 
 def _order(table: OutcomeTable, task: Task) -> list[int]:
@@ -114,9 +114,11 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
     explorations = 0
     trace: list[Asked] = []
     positions = iter(_order(table, task))
-    for step in _windows(table, task):
-        settled = len(trace)  # a window is decided when all before it is settled
-        for line in _settled(step):
+    settled = 0
+    for chunk in _chunks(table, task):
+        if chunk.opened is not None:
+            settled = len(trace)  # a window is decided when all before it is settled
+        for line in _settled(chunk):
             trace.append(Asked(next(positions), settled, (line.decision.asked,), model=line.served))
             m = line.decision.model if line.served is None else line.served
             outcome = line.outcomes[m]

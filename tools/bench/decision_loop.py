@@ -25,7 +25,7 @@ from messcli.predict.text import remember, sparse_features
 from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import steps
+from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded
 from messcli.simulation.runs import Task, alphas_at, run_task
@@ -59,7 +59,8 @@ def measure(setup: Setup, requests: list[Request], source: Recorded) -> np.ndarr
     controller = create_controller(setup, len(source.names), {DEFAULT_PLAN: 0.7})
     seconds = np.zeros(len(requests))
     before = time.perf_counter()
-    for n, _ in enumerate(steps(requests, controller, source)):
+    windows = (chunk for chunk in chunks(requests, controller, source) if chunk.ends_window)
+    for n, _ in enumerate(windows):
         now = time.perf_counter()
         seconds[n], before = now - before, now
     return seconds

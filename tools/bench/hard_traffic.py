@@ -20,7 +20,7 @@ import numpy as np
 from messcli.metrics import load_metric
 from messcli.records import Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Settled, steps
+from messcli.routing.loop import Settled, chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded
@@ -62,8 +62,8 @@ class Traffic:
         controller = create_controller(setup, self.models, {DEFAULT_PLAN: alpha})
         billed = served = 0.0
         position = 0
-        for step in steps(self.requests, controller, self.source):
-            for line in step.lines:
+        for chunk in chunks(self.requests, controller, self.source):
+            for line in chunk.lines:
                 if isinstance(line, Settled) and line.served is not None:
                     billed += line.billed_joules or 0.0
                     served += self.truth[position, line.served, 0]

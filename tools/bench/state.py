@@ -58,7 +58,9 @@ def commit(count: int, rounds: int) -> None:
     from toy_job import requests
 
     from messcli.jobs.route import RouteConfig, route
-    from messcli.state.database import State
+    from messcli.state.journal import Journal
+    from messcli.state.output import Output
+    from messcli.state.state import State
     from messcli.zoo import BUNDLED_ZOO
 
     with tempfile.TemporaryDirectory() as name:
@@ -69,12 +71,15 @@ def commit(count: int, rounds: int) -> None:
 
         def run(output: str, number: int) -> tuple[float, dict[str, float]]:
             spent: dict[str, float] = {}
-            methods = ["commit", "known", "finish", "open_output", "change", "set_meta", "__init__", "close"]
             started = time.perf_counter()
             config = RouteConfig.of(
                 str(folder / "in.jsonl"), output, state=Path(f"{output}.{number}.state"), zoo=str(BUNDLED_ZOO)
             )
-            with timed(State, methods, spent):
+            with (
+                timed(State, ["commit", "__init__", "close"], spent),
+                timed(Journal, ["known", "change"], spent),
+                timed(Output, ["open", "finish"], spent),
+            ):
                 route(config)
             return time.perf_counter() - started, spent
 
@@ -92,10 +97,10 @@ def commit(count: int, rounds: int) -> None:
 
 def fill(path: Path, rows: int) -> None:
     """A state with so many finished requests, as if they had been routed."""
-    from messcli.state.database import State
+    from messcli.state.state import State
 
     with State(path) as state:
-        state.change(1, {"period": "", "horizon": None}, b"", [])
+        state.journal.change(1, {"period": "", "horizon": None}, b"", [])
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA synchronous = OFF")
     db.execute("PRAGMA cache_size = -1000000")
@@ -115,7 +120,8 @@ def fill(path: Path, rows: int) -> None:
 
 
 def size(rows: int, where: str | None) -> None:
-    from messcli.state.database import Done, State
+    from messcli.state.journal import Done, Work
+    from messcli.state.state import State
 
     with tempfile.TemporaryDirectory(dir=where) as name:
         path = Path(name) / "big.state"
@@ -131,23 +137,23 @@ def size(rows: int, where: str | None) -> None:
         for attempt in ("first", "second"):
             started = time.perf_counter()
             state = State(path)
-            state.open_output(str(Path(name) / "out.jsonl"))
+            state.output.open(str(Path(name) / "out.jsonl"))
             opened = time.perf_counter() - started
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             started = time.perf_counter()
-            assert all(state.known(key) for key in known)
+            assert all(state.journal.known(key) for key in known)
             hit = (time.perf_counter() - started) / len(known)
             started = time.perf_counter()
-            assert not any(state.known(os.urandom(16)) for _ in known)
+            assert not any(state.journal.known(os.urandom(16)) for _ in known)
             miss = (time.perf_counter() - started) / len(known)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             started = time.perf_counter()
             commits = 20
             for _ in range(commits):
                 done = [Done(os.urandom(16), b"", "{}", t=rows + 1) for _ in range(32)]
-                state.commit(done, [b"{}"], energy={}, snapshot=b"")
+                state.commit(Work(done, [b"{}"], snapshot=b""))
             commit_seconds = (time.perf_counter() - started) / commits
-            state.finish()
+            state.output.finish()
             state.close()
             (Path(name) / "out.jsonl").unlink()
             db = sqlite3.connect(path)

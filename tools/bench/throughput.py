@@ -30,7 +30,7 @@ import psutil
 import messcli.jobs.route
 from messcli.files.requests import open_input, read_requests
 from messcli.jobs.route import RouteConfig, route
-from messcli.records import Outcome, Request
+from messcli.records import Answer, Asked, Outcome, Request
 from messcli.zoo import BUNDLED_ZOO
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples" / "requests.jsonl"
@@ -205,11 +205,18 @@ class Instant:
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         return [(0, 1, 2, 3)] * len(requests)
 
-    def query(self, asked: Sequence[tuple[Request, Sequence[int]]]) -> list[dict[int, Outcome]]:
+    def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         started = time.process_time()
-        made = [{m: self._outcome(request, m) for m in models} for request, models in asked]
+        made = [
+            (position, m, self._outcome(request, m))
+            for position, (request, models) in enumerate(asked)
+            for m in models
+        ]
         Instant.spent += time.process_time() - started
-        return made
+        yield made
+
+    def running_joules(self) -> Mapping[str, float]:
+        return {}
 
     spent = 0.0
     fault = None
@@ -249,7 +256,7 @@ def instant_zoo(work: Path) -> Path:
 
 def run_instant(work: Path, count: int, predictor: str, on_progress: Any = None) -> float:
     """CPU seconds of a whole route, without what the models' stand-in took."""
-    messcli.jobs.route._LazySource = Instant  # type: ignore[assignment,misc]  # the models are what is left out here
+    messcli.jobs.route.LazyLive = Instant  # type: ignore[assignment,misc]  # the models are what is left out here
     Instant.spent = 0.0
     output = work / f"{predictor}-{count}.jsonl"
     started = time.process_time()

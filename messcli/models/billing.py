@@ -1,0 +1,183 @@
+"""Answers with their bills: what the counters read between two groups of a model's answers is split over the
+requests that ran meanwhile. Knows the ledger and the backends' streams; nothing of memory, metrics or routing.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
+from typing import TypeVar
+
+from messcli.energy import Bill, Call, EnergyLedger, Weight, token_weight
+from messcli.models.backend import Backend, Billed, Group, SelfMetered
+from messcli.records import Generation, Request
+
+Item = TypeVar("Item")
+Answers = Sequence[tuple[int, Billed]]  # index into the requests of a model's share, answer and bill
+
+
+class Billing:
+    """Streams models' answers through the ledger, a window at a time.
+
+    Args:
+        backends: one per model, in zoo order.
+        weights: model -> how an interval's joules are split; by tokens where it isn't said.
+    """
+
+    def __init__(
+        self, backends: Sequence[Backend], ledger: EnergyLedger, weights: Mapping[str, Weight]
+    ) -> None:
+        self._backends = backends
+        self._ledger = ledger
+        self._weights = weights
+        self._shares: dict[int, _Share] = {}  # by model, of the window in hand
+
+    def stream(self, m: int, requests: Sequence[Request]) -> Generator[Answers, None, None]:
+        """Answer a model's share of a window. An answer comes when its bill is final.
+
+        What isn't final when the stream ends comes from `close_window`.
+        """
+        backend = self._backends[m]
+        if isinstance(backend, SelfMetered) and not self._ledger.replays:
+            yield from backend.stream_billed(requests)
+            return
+        name, devices = backend.spec.name, backend.devices
+        ids = [str(request.id) for request in requests]
+        kind = self._ledger.check(name, ids, devices)
+        with closing(_closable(backend.stream(requests))) as groups:
+            if self._ledger.replays:
+                yield from self._replayed(name, ids, kind, groups)
+                return
+            share = self._shares[m] = _Share(self._ledger, self._weights.get(name, token_weight), kind)
+            while True:
+                with self._ledger.call(name, (), devices) as call:
+                    group = next(groups, None)
+                    if group is None or not group.work:
+                        call.drop()
+                    else:
+                        call.work = list(group.work.values())
+                if group is None:
+                    return
+                share.add(group, call)
+                yield share.take()
+
+    def _replayed(
+        self, name: str, ids: Sequence[str], kind: str, groups: Iterator[Group]
+    ) -> Iterator[Answers]:
+        for group in groups:
+            bills = self._ledger.replay(name, [ids[index] for index, _ in group.finished]) or ()
+            yield [
+                (index, Billed(generation, bill.joules, bill.seconds, kind))
+                for (index, generation), bill in zip(group.finished, bills, strict=True)
+            ]
+
+    def close_window(self) -> tuple[dict[int, Answers], str | None]:
+        """Once the ledger's window is closed: the answers that are still to come, by model; and what was lost.
+
+        What was read for requests that were never answered is overhead from now on.
+        """
+        shares, self._shares = self._shares, {}
+        answers = {m: share.take() for m, share in shares.items()}
+        lost = [share.forgo() for share in shares.values()]
+        requests = sum(count for count, _ in lost)
+        if not requests:
+            return answers, None
+        joules = math.fsum(read for _, read in lost)
+        return answers, (
+            f"{requests} requests were being answered when the run was stopped: {joules:.4g} J that were read "
+            "for them are overhead"
+        )
+
+    def running_joules(self) -> dict[str, float]:
+        """Joules read so far for requests that aren't answered, by meter."""
+        running: dict[str, float] = {}
+        for share in list(self._shares.values()):
+            if joules := share.running_joules():
+                running[share.kind] = running.get(share.kind, 0.0) + joules
+        return running
+
+
+def _closable(groups: Iterator[Item]) -> Generator[Item, None, None]:
+    """Closing it closes a backend's stream, which ends what still runs."""
+    yield from groups
+
+
+class _Stretch:
+    """What ran between two groups."""
+
+    def __init__(self, call: Call, weight: Weight) -> None:
+        self.call = call
+        self._weight = weight
+
+    @cached_property
+    def bills(self) -> list[Bill]:
+        """Of the requests that ran, in the order of the call's work; once the call is settled."""
+        return self.call.bills(self._weight)
+
+
+class _Share:
+    """One model's share of a window: the stretches that each of its requests ran in."""
+
+    def __init__(self, ledger: EnergyLedger, weight: Weight, kind: str) -> None:
+        self.kind = kind
+        self._ledger = ledger
+        self._weight = weight
+        self._lock = threading.Lock()  # answers come in a thread of their own
+        self._stretches: dict[
+            int, list[tuple[_Stretch, int]]
+        ] = {}  # by request: and its place in the stretch
+        self._finished: dict[int, Generation] = {}  # that weren't taken yet
+
+    def add(self, group: Group, call: Call) -> None:
+        with self._lock:
+            stretch = _Stretch(call, self._weight)
+            for place, index in enumerate(group.work):
+                self._stretches.setdefault(index, []).append((stretch, place))
+            self._finished.update(group.finished)
+
+    def take(self) -> Answers:
+        """The finished requests whose joules are final."""
+        with self._lock:
+            ready = [
+                index
+                for index in self._finished
+                if all(stretch.call.settled for stretch, _ in self._stretches.get(index, ()))
+            ]
+            return [(index, self._billed(index)) for index in ready]
+
+    def _billed(self, index: int) -> Billed:
+        bills = [stretch.bills[place] for stretch, place in self._stretches.pop(index, ())]
+        joules = [bill.joules for bill in bills if bill.joules is not None]
+        return Billed(
+            self._finished.pop(index),
+            math.fsum(joules) if len(joules) == len(bills) else None,
+            math.fsum(bill.seconds or 0.0 for bill in bills),
+            self.kind,
+        )
+
+    def running_joules(self) -> float:
+        """Joules read for requests that aren't finished, as far as they are final."""
+        with self._lock:
+            return math.fsum(
+                stretch.bills[place].joules or 0.0
+                for index, stretches in self._stretches.items()
+                if index not in self._finished
+                for stretch, place in stretches
+                if stretch.call.settled
+            )
+
+    def forgo(self) -> tuple[int, float]:
+        """Give up what isn't finished: how many requests, and the joules that are overhead now."""
+        with self._lock:
+            joules = 0.0
+            for stretches in self._stretches.values():
+                for stretch, place in stretches:
+                    whole = stretch.call.joules if stretch.call.settled else None
+                    if whole:
+                        joules += self._ledger.forgo(
+                            stretch.call, (stretch.bills[place].joules or 0.0) / whole
+                        )
+            return len(self._stretches), joules

@@ -1,0 +1,193 @@
+"""The output file as the state knows it: how much of it is known to be on disk, and the rows that aren't.
+
+After a crash the output is cut back to what is known to be on disk, and written again from the rows that the state
+kept. Knows rows as text, and nothing of what they say.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from messcli.errors import StateError, UsageError
+from messcli.files.sinks import STDOUT, Sink, open_sink
+from messcli.state.database import Database
+
+SYNC_SECONDS = 1.0  # how much finished work a power cut may cost (a crash of the process costs none)
+
+
+class Output:
+    """Where rows go: a file or standard output, opened by `open`.
+
+    Args:
+        next_seq: the number that the next finished line will have.
+    """
+
+    def __init__(self, database: Database, next_seq: int) -> None:
+        self._database = database
+        self._next_seq = next_seq
+        self._sink: Sink | None = None
+        self._output = self._name = ""
+        self._registered_seq = 0  # the last row before the output's first
+        self._marked_open = False  # the state says that the output is being written
+        self._unsynced: list[int] = []  # rows of the sink that aren't safe yet
+        self._synced_rows = 0  # rows of the sink that are
+        self._last_sync = time.monotonic()
+
+    def open(self, output: str) -> None:
+        """Bring the output to what the state knows: cut a torn tail, write again what may be missing.
+
+        Raises:
+            MessError: the file holds something that isn't this state's, or lacks finished rows.
+        """
+        self._output = output
+        self._name = name = self._name_of(output)
+        found = self._database.rows("SELECT synced_bytes, synced_seq, open FROM outputs WHERE path = ?", name)
+        if not found and output != STDOUT and _size(output):
+            raise StateError(
+                f"{output}: has rows that {self._database.name} knows nothing of. Move it away, or give the "
+                "--state that it was written with"
+            )
+        synced_bytes, synced_seq, is_open = found[0] if found else (0, self._next_seq - 1, 0)
+        self._registered_seq = synced_seq
+        self._marked_open = bool(is_open)
+        self._unsynced, self._synced_rows = [], 0
+        with self._database.faults(output):
+            self._sink = open_sink(output, synced_bytes, torn=bool(is_open))
+            missing = self._missing(name, synced_seq)
+            while batch := list(islice(missing, 1000)):
+                self._unsynced.extend(seq for seq, _ in batch)
+                self._sink.write([line for _, line in batch])
+        if self._unsynced:
+            self.sync(durable=True)
+
+    def _missing(self, name: str, synced_seq: int) -> Iterator[tuple[int, str]]:
+        # Each by the index that serves it: rows of standard output are many, and kept.
+        which = "output = '-'" if name == STDOUT else "output = ? AND output <> '-'"
+        names = () if name == STDOUT else (name,)
+        query = f"SELECT seq, line FROM rows WHERE {which} AND seq > ? ORDER BY seq"  # noqa: S608  # no input in it
+        yield from self._database.each(query, *names, synced_seq)
+
+    def _name_of(self, output: str) -> str:
+        state = self._database.path
+        if output == STDOUT or state is None:
+            return output
+        path, state = Path(output).resolve(), state.resolve()
+        if path in (state, *(state.with_name(state.name + end) for end in (".lock", "-wal", "-shm"))):
+            raise UsageError(f"{output}: is the state's own file. Give the output another name")
+        return os.path.relpath(path, state.parent)
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    @property
+    def opens_now(self) -> bool:
+        """Whether the next rows are the first ones to a file: that must be known before they are written."""
+        return self._sink is not None and not self._marked_open and self._is_file
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to wait for the disk."""
+        return time.monotonic() - self._last_sync >= SYNC_SECONDS
+
+    @property
+    def _is_file(self) -> bool:
+        return self._output != STDOUT
+
+    def keep(self, db: sqlite3.Connection, first: int, lines: Sequence[str]) -> None:
+        """Keep the rows `first`, `first` + 1, ... within a transaction, until they are known to be on disk."""
+        if self._sink is None:
+            return
+        if not self._marked_open:
+            db.execute(
+                "INSERT INTO outputs VALUES (?, 0, ?, 1) ON CONFLICT DO UPDATE SET open = 1",
+                (self._name, self._registered_seq),
+            )
+            self._marked_open = True
+        if self._database.path:
+            rows = [(seq, self._name, line) for seq, line in enumerate(lines, first)]
+            db.executemany("INSERT INTO rows VALUES (?, ?, ?)", rows)
+
+    def write(self, first: int, lines: Sequence[str]) -> None:
+        """Write rows that were kept, when the transaction is committed."""
+        if self._sink is None:
+            return
+        if lines:
+            with self._database.faults(self._output):
+                self._sink.write(lines)
+            self._unsynced.extend(range(first, first + len(lines)))
+        if self.is_due or (lines and not self._is_file):
+            self.sync(durable=self.is_due)
+
+    def sync(self, *, durable: bool, ended: bool = False) -> None:
+        """Note how much of the output is safe, and forget the rows kept for it.
+
+        Args:
+            durable: wait for the disk.
+            ended: nothing more will be written: from now on a longer file is somebody else's doing.
+        """
+        if self._sink is None:
+            return
+        with self._database.faults(self._output):
+            size, rows = self._sink.sync()
+        fresh = rows - self._synced_rows
+        # with rows held back for a whole gzip member, more is to be written
+        closes = ended and self._marked_open and fresh == len(self._unsynced) and self._is_file
+        with self._database.transaction(durable=durable) as db:
+            if fresh:
+                last = self._unsynced[fresh - 1]
+                db.execute(
+                    "UPDATE outputs SET synced_bytes = ?, synced_seq = ? WHERE path = ?",
+                    (size, last, self._name),
+                )
+                if self._is_file:
+                    db.execute(
+                        "DELETE FROM rows WHERE output = ? AND output <> '-' AND seq <= ?", (self._name, last)
+                    )
+            if closes:
+                db.execute("UPDATE outputs SET open = 0 WHERE path = ?", (self._name,))
+        if closes:
+            self._marked_open = False
+        del self._unsynced[:fresh]
+        self._synced_rows = rows
+        if durable:
+            self._last_sync = time.monotonic()
+
+    def finish(self) -> None:
+        """The input has ended: write out all that is held back, and wait for the disk."""
+        if self._sink:
+            with self._database.faults(self._output):
+                self._sink.finish()
+        self.sync(durable=True, ended=True)
+
+    def suspend(self) -> None:
+        """The run ends before its input does: wait for the disk."""
+        self.sync(durable=True, ended=True)
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def rows(self, output: str = STDOUT) -> Iterator[str]:
+        """The rows the state still keeps: all of standard output's, of a file's those not known to be on disk."""
+        for _, line in self._missing(self._name_of(output), 0):
+            yield line
+
+    def unfinished(self) -> list[tuple[str, int]]:
+        """Other files than the one that is open whose last rows aren't known to be on disk, and how many."""
+        if self._database.path is None:
+            return []
+        rows = self._database.rows("SELECT output, count(*) FROM rows WHERE output <> '-' GROUP BY output")
+        folder = self._database.path.parent
+        return [(str(folder / name), count) for name, count in rows if name != self._name]
+
+    def close(self) -> None:
+        if self._sink:
+            self._sink.close()
+            self._sink = None
+
+
+def _size(output: str) -> int:
+    path = Path(output)
+    return path.stat().st_size if path.is_file() else 0
