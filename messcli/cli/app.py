@@ -35,7 +35,7 @@ from messcli.cli.options import (
     option,
 )
 from messcli.cli.terminal import counting_bar, put, request_bar, say, show, time_bar
-from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_SLA_MISSED
+from messcli.errors import EXIT_ERROR, EXIT_ROWS_WITH_ERRORS, EXIT_SLA_MISSED
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -273,6 +273,38 @@ def rows(state_path: Path, output: str, wait_seconds: float) -> None:
     from messcli.state.state import print_rows
 
     print_rows(state_path, output, wait_seconds=wait_seconds)
+
+
+@main.command(
+    short_help="What works on this machine, and what would not.",
+    groups=[
+        RUNNING.only("zoo", "meter", "calibration"),
+        KEEPING.only("state"),
+        Group("Output", [option("--json", "as_json", is_flag=True, help="As JSON.")]),
+    ],
+)
+def doctor(as_json: bool, **options: Any) -> None:
+    """Look at versions, packages, cards, meters, free memory, zoo, calibration and state.
+
+    Loads no model and changes nothing. Exits 1 when `route` could not run here.
+
+    \b
+    messcli doctor
+    messcli doctor --zoo zoo.toml --state out.jsonl.state --json | jq .findings
+    """
+    import json
+
+    from messcli.jobs.doctor import BAD, DoctorConfig, examine, lines
+    from messcli.jobs.doctor import as_json as plain
+
+    found = examine(DoctorConfig(**options))
+    ready = all(finding.status != BAD for finding in found)
+    if as_json:
+        put(json.dumps({"ready": ready, "findings": plain(found)}, indent=2) + "\n")
+    else:
+        show(lines(found))
+    if not ready:
+        sys.exit(EXIT_ERROR)
 
 
 def _exit_if_stopped(number: int | None) -> None:

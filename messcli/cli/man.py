@@ -28,7 +28,7 @@ from messcli.errors import (
     EXIT_USAGE,
 )
 
-_ALL = ("route", "calibrate", "record", "simulate", "report", "rows")
+_ALL = ("route", "calibrate", "record", "simulate", "report", "rows", "doctor")
 # exit status -> (what it means, the commands that have it)
 EXIT_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
     EXIT_OK: ("Done.", _ALL),

@@ -147,6 +147,22 @@ def visible_cards() -> list[Card]:
         _stop(nvml)
 
 
+def free_memory() -> dict[str, tuple[int, int]]:
+    """Free and total bytes of each card that this process sees, by torch's name. Raises MeterError."""
+    nvml = _binding()
+    _start(nvml)
+    try:
+        found = {}
+        for index, card in enumerate(visible(_cards(nvml), os.environ.get("CUDA_VISIBLE_DEVICES"))):
+            memory = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(card.uuid))
+            found[f"cuda:{index}"] = int(memory.free), int(memory.total)
+        return found
+    except nvml.NVMLError as error:
+        raise _fault(nvml, error, "asking for free memory") from error
+    finally:
+        _stop(nvml)
+
+
 def visible_devices() -> list[str]:
     """torch's names of the cards that this process sees, such as ["cuda:0", "cuda:1"]. Raises MeterError."""
     return [f"cuda:{index}" for index in range(len(visible_cards()))]
