@@ -126,6 +126,9 @@ class Decision:
     estimates: tuple[float, ...] | None  # Â_m(t) of every model; None while nothing is learnt
     joules_predicted: tuple[float, ...] | None  # E_m(t) of every model, joules; None while unknown
     owed: bool  # an exploration is still due, to the next request with a reference
+    audited: bool = False  # a coin says that the answers are looked at
+    audit_probability: float = 0.0  # of that coin; 0: none is thrown
+    chosen: int | None = None  # the model that serves without an audit; None where answers aren't audited
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Decision:

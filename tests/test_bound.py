@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from itertools import product
 
 import numpy as np
 import pytest
 
 from messcli.routing.bound import RATES, ServedMean
+from messcli.snapshots import Part
 
 ERROR = 0.05
 
@@ -106,9 +105,9 @@ def test_the_bound_is_no_wider_than_it_must_be() -> None:
     assert mean.mean - 4.0 * mean.standard_error < least < mean.mean - mean.standard_error
 
 
-def test_it_goes_on_from_json() -> None:
+def test_it_goes_on_from_a_snapshot() -> None:
     mean, _ = _plain(np.random.default_rng(2), 300, 0.2, 0.6)
-    again = ServedMean(**json.loads(json.dumps(asdict(mean))))
+    again = ServedMean.of(Part.loads(mean.state().dumps()))
     assert again == mean
     assert again.least(ERROR) == mean.least(ERROR)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from messcli.routing.audit import Audits
 from messcli.routing.exploration import Exploration
 from messcli.routing.margin import Residuals, needed_accuracy
 from messcli.routing.policy import Recent, Served, View, Window
@@ -62,12 +63,21 @@ class Auto:
             margin above alpha is given back towards the end.
         c: exploration after the first ones, which settle the models' levels: p_t = min(1, c * t^(-1/3)). None: as
             much as is affordable.
+        audits: how answers are looked at that have no reference. Then audits are the explorations: without one,
+            an answer teaches nothing.
     """
 
     name = "mess+"
 
-    def __init__(self, horizon: int | None = None, c: float | None = None, tuning: Tuning = TUNING) -> None:
+    def __init__(
+        self,
+        horizon: int | None = None,
+        c: float | None = None,
+        tuning: Tuning = TUNING,
+        audits: Audits | None = None,
+    ) -> None:
         self.horizon = horizon
+        self.audits = audits
         self.tuning = tuning
         self.remembers = tuning.price.recent
         self._exploration = Exploration(horizon, c, tuning.exploration)
@@ -76,6 +86,8 @@ class Auto:
     # ---- deciding --------------------------------------------------------------------------------
 
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
+        if self.audits is not None and self._exploration.c is None:
+            return 0.0
         whole_zoo = max((promise.whole_zoo for promise in self._promises.values()), default=0.0)
         return self._exploration.probability(t, explored, self._requests(accounts), whole_zoo)
 
@@ -103,6 +115,11 @@ class Auto:
             return joules[m] - price * (estimates[m] + bonus), joules[m]
 
         return min(view.allowed, key=cost)
+
+    @property
+    def price(self) -> float | None:
+        solved = [p.price for p in self._promises.values() if p.reachable and p.whole_zoo]
+        return sum(solved) / len(solved) if solved else None
 
     def _optimism(self, promise: Promise, samples: float, *, strained: bool) -> float:
         tuning = self.tuning.optimism
@@ -146,7 +163,7 @@ class Auto:
         promise.gain = reach(recent.estimates, margin.reach_of_best) - alpha
         blind = max(float(window), self._pace(account))
         left = self._left(account)
-        need = needed_accuracy(alpha, account, residuals, promise.gain, left, blind, margin)
+        need = needed_accuracy(alpha, account, residuals, promise.gain, left, blind, margin, self.audits)
         need -= residuals.drift(margin)
         bonus = np.array(
             [self._optimism(promise, samples, strained=False) for samples in recent.samples.tolist()]

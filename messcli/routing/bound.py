@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from messcli.snapshots import Part
+
 # Rates, per unit of accuracy. The best one is about sqrt(2 log(1 / error) / sum of d^2 (1 - p) / p): 0.5 for a hundred
 # requests at p = 0.5, 0.002 for a million at p = 0.05. One of these is never further off than a factor of sqrt(2),
 # which widens the bound by 6 % of its distance.
@@ -51,7 +53,7 @@ def _zeros() -> list[float]:
 
 @dataclass(slots=True)
 class ServedMean:
-    """What is known of the mean accuracy of the requests served so far. Plain sums, which JSON keeps exactly."""
+    """What is known of the mean accuracy of the requests served so far. Plain sums."""
 
     observed: int = 0  # served requests whose accuracy is known, audited ones among them
     observed_sum: float = 0.0  # of their accuracies
@@ -117,6 +119,21 @@ class ServedMean:
             # expm1: 1 - p and exp(-r d) are close to 1, and so would be their product
             self.gains[k] += math.log1p(-(1.0 - probability) / probability * math.expm1(-rate * off))
 
+    # ---- remembering -------------------------------------------------------------------------------
+
+    def state(self) -> Part:
+        """For a snapshot."""
+        values = {name: getattr(self, name) for name in _VALUES}
+        return Part(
+            "served_mean", values=values, arrays={name: np.array(getattr(self, name)) for name in _LISTS}
+        )
+
+    @classmethod
+    def of(cls, part: Part) -> ServedMean:
+        """What `state` gave `part` of. Raises StateError: there is none."""
+        part.check(cls().state())
+        return cls(**part.values, **{name: part.arrays[name].tolist() for name in _LISTS})
+
     # ---- what follows from it ----------------------------------------------------------------------
 
     @property
@@ -158,6 +175,10 @@ class ServedMean:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.rules_out(middle, error) else (low, middle)
         return low
+
+
+_VALUES = ("observed", "observed_sum", "estimated", "estimated_sum", "audited", "correction", "variance")
+_LISTS = ("controls", "gains")
 
 
 def _capped(estimate: float, rate: float, probability: float) -> float:

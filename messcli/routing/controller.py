@@ -20,6 +20,8 @@ from messcli.predict.base import Predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.text import TOGETHER
 from messcli.records import Decision, Request
+from messcli.routing.audit import Auditor, Audits
+from messcli.routing.bound import ServedMean
 from messcli.routing.exploration import coin
 from messcli.routing.policy import Policy, Recent, Served, View, Window
 from messcli.routing.sla import Account, VirtualQueue
@@ -40,6 +42,8 @@ class Settings:
     learn_from: str = "all"  # "explored": only from explorations, as the paper; "all": from every reference
     serve: str = "largest"  # what an exploration serves; "best" leaks the reference into the accuracy
     window: int = 1  # requests decided together, at most
+    horizon: int | None = None  # requests in all; None where that isn't known
+    audits: Audits | None = None  # None: references tell what answers are worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,11 @@ class Controller:
         self.t = 0  # requests decided so far
         self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
+        self.auditor = (
+            Auditor(settings.audits, settings.seed, settings.horizon, tuning.audits)
+            if settings.audits
+            else None
+        )
         self._in_window = 0  # requests settled since a window was closed
         self._recent = _RecentRequests(models, policy.remembers)
         self.accounts = {plan: Account() for plan in settings.alphas}
@@ -130,12 +139,15 @@ class Controller:
         decisions = []
         predicted = self._predict([request.prompt for request in requests])
         samples = self.predictor.samples.tolist()
+        auditor = self.auditor
+        later = auditor.later if auditor else 0
         for t, (request, can, (estimates, joules)) in enumerate(
             zip(requests, allowed, predicted, strict=True), start=self.t + 1
         ):
             plan = request.plan or DEFAULT_PLAN
             due = owed or coin(self.settings.seed, t) < self._exploration_probability(t, explorations)
-            explored, owed = due and bool(request.references), due and not request.references
+            tells = bool(request.references) or auditor is not None
+            explored, owed = due and tells, due and not tells
             explorations += explored
             if explored:
                 asked = tuple(can)
@@ -143,9 +155,13 @@ class Controller:
             else:
                 model = self._choose(t, plan, queues[plan], can, estimates, joules, samples)
                 asked = (model,)
-            decisions.append(Decision(t, model, asked, explored, estimates, joules, owed))
+            decision = Decision(t, model, asked, explored, estimates, joules, owed)
+            if auditor is not None:
+                decision = auditor.decide(decision, can, samples, later)
+                later += auditor.is_later(decision)
+            decisions.append(decision)
             if estimates is not None:
-                queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[model])
+                queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[decision.model])
         return decisions
 
     def encode(self, texts: Sequence[str]) -> None:
@@ -211,6 +227,10 @@ class Controller:
             return False
         return best.mean + reach.errors * math.sqrt(best.variance / best.count) < self.settings.alphas[plan]
 
+    def sees(self, decision: Decision) -> bool:
+        """Whether the accuracies of the answers are found out, where that isn't a matter of references alone."""
+        return self.auditor is None or self.auditor.sees(decision, self.models)
+
     # ---- folding in what came of it --------------------------------------------------------------
 
     def settle(self, events: Sequence[Event]) -> list[float]:
@@ -224,6 +244,8 @@ class Controller:
         queues = []
         for event in events:
             account = self.accounts[event.plan]
+            if self.auditor is not None:
+                self.auditor.settle(event.decision, event.accuracies)
             account.explored += event.decision.explored
             self._learn(event)
             if self.policy.remembers:
@@ -244,13 +266,21 @@ class Controller:
         observed = None if math.isnan(accuracy) else accuracy
         estimate = None if estimates is None else estimates[served]
         account.serve(self.settings.alphas[event.plan], observed, estimate)
-        self.policy.settle(Served(event.plan, observed, estimate, event.decision.explored))
+        decision = event.decision
+        if self.auditor is not None and decision.chosen is not None:
+            account.mean = account.mean or ServedMean()
+            self.auditor.book(account.mean, decision, event.accuracies, served)
+            observed = self.auditor.found(decision, event.accuracies)
+            estimate = None if estimates is None else estimates[decision.chosen]
+        self.policy.settle(Served(event.plan, observed, estimate, decision.explored))
 
     def close_window(self) -> None:
         """End the window: all its requests are settled. The policy solves its prices now."""
         wanted = self.policy.wants_recent(self.accounts)
         recent = self._recent.seen_by(self.predictor, self.joules) if wanted else None
         self.policy.window_closed(Window(self._in_window, self.settings.alphas, self.accounts, recent))
+        if self.auditor is not None:
+            self.auditor.close_window(self.policy.price, self._in_window)
         self._in_window = 0
 
     def open_period(self, accounts: Mapping[str, Account]) -> None:
@@ -269,7 +299,7 @@ class Controller:
             return
         if event.decision.explored or self.settings.learn_from == "all":
             self.predictor.learn_one(self.predictor.encode(event.text), np.array(event.accuracies))
-        if event.decision.explored:
+        if event.decision.explored or event.decision.audited:
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
 
     # ---- remembering -----------------------------------------------------------------------------
@@ -293,6 +323,7 @@ class Controller:
                 "predictor": self.predictor.state(),
                 "joules": self.joules.state(),
                 "recent": self._recent.state(),
+                **({} if self.auditor is None else {"auditor": self.auditor.state()}),
             },
         )
 
@@ -313,6 +344,8 @@ class Controller:
         parts["accounts"].check(own.parts["accounts"], any_parts=True)
         self.accounts |= {plan: Account.of(kept) for plan, kept in parts["accounts"].parts.items()}
         self._best.load(parts["best"])
+        if self.auditor is not None:
+            self.auditor.load(parts["auditor"])
         anew = []
         if parts["policy"].name == own.parts["policy"].name:
             self.policy.load(parts["policy"])

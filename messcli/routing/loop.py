@@ -276,8 +276,9 @@ def _event(
     answered = [m for m, outcome in outcomes.items() if outcome.error is None]
     accuracies = [math.nan] * controller.models
     joules = [math.nan] * controller.models
+    sees = controller.sees(decision)
     for m, outcome in outcomes.items():
-        if outcome.accuracy is not None and outcome.error is None:
+        if sees and outcome.accuracy is not None and outcome.error is None:
             accuracies[m] = outcome.accuracy
         if outcome.joules is not None:
             joules[m] = outcome.joules

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from messcli.routing import tuning
+from messcli.routing.audit import Audits
 from messcli.routing.sla import Account
 from messcli.snapshots import Part
 
@@ -38,7 +39,11 @@ class Residuals:
 
     def drift(self, margin: tuning.Margin) -> float:
         """The recent mean residual of chosen models, shrunk: below 0 where choices favour what is overestimated."""
-        return self.recent_total / (self.recent_weight + self.variance / margin.drift_deviation**2)
+        return self.drift_of(margin.drift_deviation)
+
+    def drift_of(self, deviation: float) -> float:
+        """The same, shrunk as if it were expected to be so far from 0."""
+        return self.recent_total / (self.recent_weight + self.variance / deviation**2)
 
     def state(self) -> Part:
         """For a snapshot."""
@@ -71,6 +76,7 @@ def needed_accuracy(
     left: float,
     blind: float,
     margin: tuning.Margin,
+    audits: Audits | None = None,
 ) -> float:
     """The mean accuracy that the requests to come must have: alpha, plus the margin, less the surplus.
 
@@ -78,6 +84,7 @@ def needed_accuracy(
         gain: how far above alpha the zoo gets on average with full effort.
         left: requests to come, as far as known.
         blind: requests that are decided before a price can react to their outcomes.
+        audits: how answers are looked at that have no reference; None: they aren't.
     """
     ahead = max(left * margin.payback, 1.0)
     gain = max(margin.gain_kept * gain, margin.least_gain)
@@ -87,13 +94,52 @@ def needed_accuracy(
     span = min(ahead, max((deviation / (2.0 * gain)) ** 2, blind))
     reserve = deviation * math.sqrt(span) - gain * max(span - blind, 0.0)
     reserve += margin.end * one
-    surplus = account.surplus
+    if audits is None:
+        surplus, doubt = _unaudited(account, residuals, left, margin)
+    else:
+        surplus, doubt = _audited(alpha, account, residuals, left, margin, audits)
+        # A doubt that full effort can't pay for would send everything to the largest model, whatever it costs.
+        doubt = min(doubt, margin.most_doubt * gain * (account.settled + left))
+    return alpha + (reserve + doubt - surplus) / ahead
+
+
+def _unaudited(
+    account: Account, residuals: Residuals, left: float, margin: tuning.Margin
+) -> tuple[float, float]:
+    """What is saved up, and what is kept because a part of it is estimated: sums of accuracies."""
     unobserved = account.estimated
-    if unobserved:
-        # An estimate is corrected by how the estimates of observed requests turned out.
-        surplus += unobserved * residuals.total / max(residuals.count, margin.least_residuals)
-        grown = (account.settled + left) / account.settled
-        observed = max(account.observed, 1)
-        standard_error = math.sqrt(residuals.variance / (observed * grown))
-        reserve += margin.audit * standard_error * unobserved * grown
-    return alpha + (reserve - surplus) / ahead
+    if not unobserved:
+        return account.surplus, 0.0
+    # An estimate is corrected by how the estimates of observed requests turned out.
+    correction = unobserved * residuals.total / max(residuals.count, margin.least_residuals)
+    grown = (account.settled + left) / account.settled
+    observed = max(account.observed, 1)
+    standard_error = math.sqrt(residuals.variance / (observed * grown))
+    return account.surplus + correction, margin.audit * standard_error * unobserved * grown
+
+
+def _audited(
+    alpha: float,
+    account: Account,
+    residuals: Residuals,
+    left: float,
+    margin: tuning.Margin,
+    audits: Audits,
+) -> tuple[float, float]:
+    """The same where requests are audited: the doubt is that of the period's end.
+
+    The unbiased estimate of `bound` scatters more than need be: it uses an audit only for requests of its time. The
+    predictor has learnt from all audits, so that its estimates are right on average but for a small drift.
+    """
+    mean = account.mean
+    if mean is None or not account.settled:
+        return account.surplus, 0.0
+    grown = (account.settled + left) / account.settled
+    if audits.sure:
+        estimate = mean.observed_sum + mean.estimated_sum + mean.correction
+        return estimate - alpha * mean.served, margin.sure_errors * math.sqrt(mean.variance * grown)
+    surplus = account.surplus + account.estimated * residuals.drift_of(margin.audited_deviation)
+    found = residuals.count * (1.0 + margin.audited_later * left / account.settled)
+    return surplus, margin.audited_errors * math.sqrt(
+        residuals.variance / max(found, 1.0)
+    ) * account.estimated * grown

@@ -40,7 +40,7 @@ class Served:
     """What came of one served request, for policies that learn from it."""
 
     plan: str
-    accuracy: float | None  # observed; None without a reference
+    accuracy: float | None  # observed; None without a reference or audit
     estimate: float | None  # Â of the served model when it was chosen; None while nothing was learnt
     explored: bool
 
@@ -98,6 +98,11 @@ class Policy(Protocol):
 
     def choose(self, view: View) -> int: ...
 
+    @property
+    def price(self) -> float | None:
+        """Joules that a unit of accuracy is worth now, a mean over plans; None where that isn't known."""
+        ...
+
     def settle(self, served: Served) -> None:
         """Take in one served request."""
         ...
@@ -131,6 +136,7 @@ class _Stateless:
     """What policies share that look at nothing but the View."""
 
     remembers = 0
+    price: float | None = None
 
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return 0.0

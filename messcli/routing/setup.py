@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.registry import POLICIES
+from messcli.routing.audit import Audits
 from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller, Settings
 from messcli.routing.policy import Largest, MessPlus, Policy, RandomConstrained, Smallest
@@ -31,6 +32,7 @@ class Setup:
     horizon: int | None = None  # requests to come, where it is known
     window: int = 1  # requests decided together, at most
     tuning: Tuning = TUNING
+    audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
 
 
 # ---- the policies of the registry -----------------------------------------------------------------
@@ -40,7 +42,7 @@ def mess_plus(setup: Setup) -> Policy:
     """The paper's with --v; else the one that finds the price."""
     if setup.v is not None:
         return MessPlus(setup.v, 3.0 if setup.c is None else setup.c)
-    return Auto(setup.horizon, setup.c, setup.tuning)
+    return Auto(setup.horizon, setup.c, setup.tuning, setup.audits)
 
 
 def smallest(setup: Setup) -> Policy:
@@ -74,5 +76,7 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
         learn_from="all" if setup.policy == "random" else setup.learn,
         serve=setup.serve,
         window=setup.window,
+        horizon=setup.horizon,
+        audits=setup.audits,
     )
     return Controller(models, policy, predictor, JoulesPredictor(models), settings, setup.tuning)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from messcli.routing.bound import ServedMean
 from messcli.snapshots import Part
 
 
@@ -36,6 +37,8 @@ class Account:
     surplus: float = (
         0.0  # sum of A - alpha (Â - alpha where estimated), under the alpha in force at each request
     )
+
+    mean: ServedMean | None = None  # what audits tell of the mean accuracy; None where there are none
 
     @property
     def settled(self) -> int:
@@ -81,12 +84,13 @@ class Account:
                 "failed": self.failed,
                 "surplus": float(self.surplus),
             },
+            parts={} if self.mean is None else {"mean": self.mean.state()},
         )
 
     @classmethod
     def of(cls, part: Part) -> Account:
         """The account that `state` gave `part` of. Raises StateError: there is none."""
-        part.check(cls().state())
+        part.check(cls().state(), any_parts=True)
         values = part.values
         return cls(
             queue=VirtualQueue(values["queue"]),
@@ -98,4 +102,5 @@ class Account:
             explored=values["explored"],
             failed=values["failed"],
             surplus=values["surplus"],
+            mean=ServedMean.of(part.parts["mean"]) if "mean" in part.parts else None,
         )

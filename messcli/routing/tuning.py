@@ -97,6 +97,20 @@ class Margin:
     least_residuals: int = 10
     """Residuals that the correction of what isn't observed is divided by at the least. Raised: it counts less at
     the start."""
+    audited_errors: float = 2.0
+    """The same where answers are audited: standard errors of the mean that are kept. More than 1.65, because estimates
+    of earlier requests were made by a predictor that knew less."""
+    audited_deviation: float = 0.008
+    """Accuracy: how far off the estimates are expected to be on average where they learn from all audits. Raised: what
+    was seen of it counts more, and with it the chance of the last audits."""
+    audited_later: float = 0.05
+    """The part of the rate so far at which audits go on: most fall at the start."""
+    sure_errors: float = 3.4
+    """Standard errors of the unbiased estimate that lie between it and its bound: sqrt(2 log(1 / error) + 2 log(1 /
+    share of a rate)), and what the mixture loses. Raised: the bound meets alpha more often, for more joules."""
+    most_doubt: float = 0.6
+    """The part of what full effort gains that is paid for doubt, at most. Raised: where little can be found out, the
+    dearest model serves more."""
     least_left: float = 200.0
     """Requests that are taken to be left at the least where the horizon isn't known; else as many as were settled."""
 
@@ -118,6 +132,41 @@ class Exploration:
     """Explorations at the start per sqrt(requests in all), where that is known."""
     c: float = 0.05
     """Of the later ones: p_t = c * t^(-1/3). Raised: more explorations for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audits:
+    """Which served requests are audited, where no references tell what answers are worth."""
+
+    beginning: int = 1000
+    """The first requests, of which any number may be audited."""
+    most: float = 0.05
+    """The part of the later ones that may be audited."""
+    aim: float = 0.9
+    """The part of it that is aimed at: coins scatter. Raised: more audits, and now and then more than `most`."""
+    least: float = 0.005
+    """The part of the requests that is audited at any time: traffic may change. Raised: changes are seen sooner."""
+    first: int = 16
+    """Audits in a row at the start, and of the n-th request first / n, until prices and costs are known."""
+    errors: float = 2.0
+    """Standard errors of the mean that are kept above alpha; more audits make them smaller. `Margin.audited_errors`."""
+    share: float = 0.25
+    """The part of the expected bill that audits may take, net of what the answers served by them are worth."""
+    least_cost: float = 0.1
+    """The part of an audit's joules that it is taken to cost at the least, whatever its answer is worth."""
+    least_gain: float = 0.02
+    """Accuracy that the largest model is taken to gain at the least, in the price assumed until one is known."""
+    companions: float = 0.3
+    """Joules of cheaper models that are asked along, as a part of the largest one's: they learn from it as well."""
+    tilt: float = 2.0
+    """A request is audited so many times as often as the mean one at the most, and at the least its inverse. Raised:
+    fewer audits for the same error while Â is right, more error where it isn't."""
+    spread: float = 0.4
+    """Accuracy: the standard deviation of A - Â until audits tell."""
+    spread_weight: float = 10.0
+    """Audits' worth of belief in it."""
+    unsure: float = 0.1
+    """Accuracy squared: what is added to the variance of A - Â of a model with one sample; falls as 1 / samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +199,7 @@ class Tuning:
     price: Price = field(default_factory=Price)
     margin: Margin = field(default_factory=Margin)
     exploration: Exploration = field(default_factory=Exploration)
+    audits: Audits = field(default_factory=Audits)
     mix: Mix = field(default_factory=Mix)
     reach: Reach = field(default_factory=Reach)
 
