@@ -1,8 +1,8 @@
-"""The README is real: each of its code blocks is run, parsed or checked, and what it shows is what is printed.
+"""README, tour and recipes are real: each of their code blocks is run, parsed or checked, and shows what is printed.
 
-Blocks of a section run in order, in a folder that holds what a reader has by then: the samples, requests and a
-zoo.toml. Zoo files that name models of a hub or a card are parsed as they are; commands then find the bundled
-models under the same names, so that everything but the models themselves is the reader's.
+Blocks of a section (of the tour: of the page) run in order, in a folder that holds what a reader has by then: the
+samples, requests and a zoo.toml. Zoo files that name models of a hub or a card are parsed as they are; commands then
+find the bundled models under the same names, so that everything but the models themselves is the reader's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ NOT_RUN = {
     "pip install '.[ray]'": "installs from the network; .ci/run does it",
     "ray start --head": "leaves servers behind; test_ray_recipe starts a cluster that it can end",
 }
+PAGES = ("README.md", "docs/tour.md", "docs/recipes.md")
 SET_UP = ("main", "test")  # bash blocks that make an environment: run by .ci/run, word for word
 RAY = "Ray"
+TOUR = "A tour in five minutes"  # each step goes on from the one before
+WORDS = (350, 620)  # of the README's text: what a reader takes in before the first command of their own
 QUICK = ("A pipe with jq",)  # sections that load models and are still part of the fast suite
 
 # What keeps the commands short here, by the options' own variables: the command line stays the reader's.
@@ -58,11 +61,16 @@ class Block:
 
 
 def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        yield from blocks_of((ROOT / page).read_text(encoding="utf-8"))
+
+
+def blocks_of(text: str) -> Iterator[Block]:
     section = marker = ""
-    lines = iter((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
+    lines = iter(text.splitlines())
     for line in lines:
         if line.startswith("#"):
-            section = line.lstrip("# ")
+            section = TOUR if section == TOUR else line.lstrip("# ")
         elif found := re.fullmatch(r"<!-- (.+) -->", line):
             marker = found[1]
         elif line.startswith("```"):
@@ -160,6 +168,7 @@ def folder(tmp_path: Path) -> Path:
     lines = (SAMPLES / "requests.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "requests.jsonl").write_text("".join(lines[:70]), encoding="utf-8")
     (tmp_path / "requests.jsonl.gz").write_bytes(gzip.compress("".join(lines[:40]).encode()))
+    (tmp_path / "batch.jsonl").write_text("".join(map(as_batch, lines[:30])), encoding="utf-8")
     (tmp_path / "labelled.jsonl").write_text("".join(lines[:60]), encoding="utf-8")
     later = [json.loads(line) for line in lines[60:120]]
     for request in later:
@@ -170,6 +179,14 @@ def folder(tmp_path: Path) -> Path:
     (programs / "messcli").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m messcli "$@"\n')
     (programs / "messcli").chmod(0o755)
     return tmp_path
+
+
+def as_batch(line: str) -> str:
+    """A request as OpenAI's batch files have it."""
+    request = json.loads(line)
+    body = {"model": "any", "messages": [{"role": "user", "content": request["prompt"]}]}
+    url = "/v1/chat/completions"
+    return json.dumps({"custom_id": request["id"], "method": "POST", "url": url, "body": body}) + "\n"
 
 
 def environment() -> dict[str, str]:
@@ -287,7 +304,20 @@ def test_no_block_is_left_out() -> None:
     assert unknown == []
     assert {block.marker for block in BLOCKS} - {""} == markers
     commands = {step.command for block in CONSOLE for step in steps(block)}
-    assert set(NOT_RUN) <= commands, "no longer in the README"
+    assert set(NOT_RUN) <= commands, "no longer in these pages"
+
+
+def test_the_readme_is_short() -> None:
+    """About 500 words, five commands in a table, six recipes of at most eight lines of code."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"(?ms)^```.*?^```$|<!--.*?-->|\]\([^)]*\)", " ", text)
+    assert WORDS[0] <= len(prose.split()) <= WORDS[1]
+    recipes: dict[str, int] = {}
+    inside = text.partition("## Recipes")[2].partition("## More")[0]
+    for block in blocks_of(inside):
+        recipes[block.section] = recipes.get(block.section, 0) + len(block.body.splitlines())
+    assert len(recipes) == 6
+    assert max(recipes.values()) <= 8, recipes
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "toml"], ids=lambda b: b.section)
