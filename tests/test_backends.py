@@ -260,7 +260,7 @@ def test_another_failure_is_the_models(folders, monkeypatch):
 
 def limit_memory(tiny: TransformersBackend, monkeypatch: Any, fits: int, fault: Exception) -> list[int]:
     tiny.load()
-    real, sizes = tiny._model.generate, []
+    real, sizes = tiny.model.generate, []
 
     def generate(input_ids: Any, **options: Any) -> Any:
         sizes.append(len(input_ids))
@@ -268,7 +268,7 @@ def limit_memory(tiny: TransformersBackend, monkeypatch: Any, fits: int, fault: 
             raise fault
         return real(input_ids=input_ids, **options)
 
-    monkeypatch.setattr(tiny._model, "generate", generate)
+    monkeypatch.setattr(tiny.model, "generate", generate)
     return sizes
 
 
@@ -280,9 +280,9 @@ def test_automatic_batches_follow_free_memory(folders, monkeypatch):
     assert [len(batch) for batch in tiny.plan(many)] == [32, 32, 32, 4]
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads that are kept, their size, float32
     row = (2 + 12) * per_token
-    monkeypatch.setattr(module, "_free_bytes", lambda devices: 2 * 5 * row)  # half of it is used
+    monkeypatch.setattr(module, "free_bytes", lambda devices: 2 * 5 * row)  # half of it is used
     assert [len(batch) for batch in tiny.plan(many)] == [5] * 20
-    monkeypatch.setattr(module, "_free_bytes", lambda devices: 0)
+    monkeypatch.setattr(module, "free_bytes", lambda devices: 0)
     assert [len(batch) for batch in tiny.plan(many)] == [1] * 100
 
 
@@ -465,7 +465,7 @@ def test_a_prompt_cannot_write_control_tokens(folders):
 )
 def test_nothing_in_a_prompt_is_evaluated(folders, text):
     assert spec("x", prompt_template="A {prompt} B").fill_template(text) == f"A {text} B"
-    assert text in backend(folders["chat"]).checkpoint.encoder._render(Request(id="x", prompt=text))[0]
+    assert text in backend(folders["chat"]).checkpoint.encoder.render(Request(id="x", prompt=text))[0]
 
 
 def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):
@@ -734,8 +734,8 @@ def test_load_options_are_passed_on(folders, monkeypatch):
     assert seen["use_safetensors"] is True
     assert seen["trust_remote_code"] is False
     assert seen["local_files_only"] is True
-    assert tiny._model.config._attn_implementation == "eager"
-    assert tiny._model.dtype == torch.bfloat16
+    assert tiny.model.config._attn_implementation == "eager"
+    assert tiny.model.dtype == torch.bfloat16
     assert tiny.devices == ("cpu",)
 
 
@@ -744,7 +744,7 @@ def test_quantization_tables_become_transformers_configs(folders):
 
     table = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
     tiny = backend(folders["llama"], load={"quantization_config": table})
-    config = tiny._load_options()["quantization_config"]
+    config = tiny.load_options()["quantization_config"]
     assert isinstance(config, BitsAndBytesConfig)
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
 

@@ -123,14 +123,14 @@ class CountedBackend(InBatches):
 
     def generate(self, batch: Sequence[Request]) -> list[Generation]:
         lengths = [(self.prompt_tokens(r), min(10, len(r.prompt.split()))) for r in batch]
-        self._use(lengths)
+        self.use(lengths)
         return [Generation(r.prompt, p, o) for r, (p, o) in zip(batch, lengths, strict=True)]
 
     def generate_exactly(self, prompt_tokens: int, output_tokens: int, batch_size: int) -> list[Generation]:
-        self._use([(prompt_tokens, output_tokens)] * batch_size)
+        self.use([(prompt_tokens, output_tokens)] * batch_size)
         return [Generation("", prompt_tokens, output_tokens)] * batch_size
 
-    def _use(self, lengths: Sequence[tuple[int, int]]) -> None:
+    def use(self, lengths: Sequence[tuple[int, int]]) -> None:
         cls = type(self)
         cls.calls += 1
         if cls.fail_after is not None and cls.calls > cls.fail_after:
@@ -617,7 +617,7 @@ def in_steps(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         time.sleep(2e-4 * steps)
         KnownCounter.joules += joules * math.exp(cls.noise * cls.rng.gauss(0, 1))
 
-    monkeypatch.setattr(CountedBackend, "_use", use)
+    monkeypatch.setattr(CountedBackend, "use", use)
     return zoo
 
 

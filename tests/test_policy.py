@@ -56,7 +56,15 @@ def table(rows: int, seed: int = 0, reference_share: float = 1.0):
             )
             for name, skill, cost in zip(NAMES, (0.6, 0.8, 1.0), (1.0, 3.0, 8.0), strict=True)
         }
-    return requests, Recorded(NAMES, outcomes)
+    return requests, Table(NAMES, outcomes)
+
+
+class Table(Recorded):
+    """Recorded outcomes that a test can look at and change."""
+
+    def __init__(self, names, outcomes):
+        super().__init__(names, outcomes)
+        self.outcomes = outcomes
 
 
 def controller(policy=None, predictor="linear", c=3.0, **settings) -> Controller:
@@ -236,7 +244,7 @@ def test_window_1_is_algorithm_1(seed):
             yield request
 
     settled = run(watched(), source, control)
-    trace = algorithm_1(requests, source._outcomes, energies, units, 0.1, 0.6, 3.0, 0.05, seed)
+    trace = algorithm_1(requests, source.outcomes, energies, units, 0.1, 0.6, 3.0, 0.05, seed)
     assert len(trace) == len(settled) == 3000
     for line, queue, (explored, chosen, estimates, q) in zip(settled, queues, trace, strict=True):
         decision = line.decision
@@ -257,14 +265,14 @@ def test_the_promise_is_kept_and_cheaper_than_the_largest():
     requests, source = table(3000)
     settled = run(requests, source, controller())
     accuracy = np.mean([line.outcomes[line.served].accuracy for line in settled])
-    largest = sum(source._outcomes[r.id]["large"].joules for r in requests)
+    largest = sum(source.outcomes[r.id]["large"].joules for r in requests)
     assert accuracy >= 0.6
     assert sum(line.billed_joules for line in settled) < largest
 
 
 def test_a_meter_that_counts_nothing_holds_nobody_up():
     requests, source = table(120)
-    for models in source._outcomes.values():
+    for models in source.outcomes.values():
         models.update({name: replace(outcome, joules=0.0) for name, outcome in models.items()})
     settled = run(requests, source, controller(Auto(horizon=120)))
     assert sum(line.billed_joules for line in settled) == 0
@@ -274,7 +282,7 @@ def test_a_meter_that_counts_nothing_holds_nobody_up():
 def test_few_are_explored_where_the_whole_zoo_is_dear():
     def explored(factor, policy):
         requests, source = table(2500)
-        for models in source._outcomes.values():
+        for models in source.outcomes.values():
             models["large"] = replace(models["large"], joules=models["large"].joules * factor)
         settled = run(requests, source, controller(policy, alphas={DEFAULT_PLAN: 0.3}))
         return sum(line.decision.explored for line in settled)

@@ -109,23 +109,23 @@ class TestEngine:
         assert [g.output_tokens for g in engine.generate_exactly(9, 7, 3)] == [7, 7, 7]
 
     def test_sampling_depends_on_the_request_alone(self, engine):
-        engine._generation_config.update(do_sample=True, temperature=2.0)
+        engine.generation_config.update(do_sample=True, temperature=2.0)
         try:
             answers = engine.generate(REQUESTS)
             assert engine.generate(REQUESTS[::-1])[::-1] == answers
         finally:
-            engine._generation_config.update(do_sample=False, temperature=None)
+            engine.generation_config.update(do_sample=False, temperature=None)
         assert engine.generate(REQUESTS) != answers
 
     def test_stop_strings_leave_no_trace(self, engine):
         reference = TransformersBackend(
             replace(LARGE, generation={"stop_strings": ["e"]}), batch_size=None
         ).generate(REQUESTS)
-        engine._generation_config.update(stop_strings=["e"])
+        engine.generation_config.update(stop_strings=["e"])
         try:
             answers = engine.generate(REQUESTS)
         finally:
-            engine._generation_config.update(stop_strings=None)
+            engine.generation_config.update(stop_strings=None)
         assert not any("e" in answer.output for answer in answers)
         assert [answer.output for answer in answers] == [answer.output for answer in reference]
         assert {answer.finish for answer in answers} == {"stop"}

@@ -56,7 +56,7 @@ class PromptEncoder:
             return known[1]
         encoded: array[int] | str
         try:
-            text, special = self._render(request)
+            text, special = self.render(request)
         except TemplateRefused as refused:
             encoded = f'model "{self._spec.name}": its chat template refuses the messages: {refused}'
             self._stopped += refused.limit
@@ -78,7 +78,7 @@ class PromptEncoder:
         _, encoded = self._encoded.pop(key, (None, ""))
         self._remembered -= len(encoded)
 
-    def _render(self, request: Request) -> tuple[str, bool]:
+    def render(self, request: Request) -> tuple[str, bool]:
         """The text for the model, control tokens of the prompt broken, and whether to add special tokens."""
         spec, tokenizer = self._spec, self._tokenizer
         as_chat = spec.chat_template

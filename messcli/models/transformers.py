@@ -55,6 +55,11 @@ class TransformersBackend(InBatches):
         return True
 
     @property
+    def model(self) -> Any:
+        """transformers' own model; None while it isn't loaded."""
+        return self._model
+
+    @property
     def loaded(self) -> bool:
         return self._model is not None
 
@@ -85,7 +90,7 @@ class TransformersBackend(InBatches):
             if config.is_encoder_decoder
             else transformers.AutoModelForCausalLM
         )
-        options = self._load_options()
+        options = self.load_options()
         try:
             with collector_paused():
                 model, report = kind.from_pretrained(self.spec.path, **options, output_loading_info=True)
@@ -128,7 +133,8 @@ class TransformersBackend(InBatches):
         self.checkpoint.forget_prompts()
         _free_memory()
 
-    def _load_options(self) -> dict[str, Any]:
+    def load_options(self) -> dict[str, Any]:
+        """What `from_pretrained` of the model is given, beside the path."""
         # renamed in transformers 4.56; the old name warns in 5
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         dtype = "dtype" if version >= (4, 56) else "torch_dtype"
@@ -233,7 +239,7 @@ class TransformersBackend(InBatches):
         # a checkpoint may search by itself: Marian's do with 4 to 6 beams
         stated = getattr(self._generation_config, "num_beams", None)
         beams = int(stated or self.spec.generation.get("num_beams", 1))
-        budget = int(_free_bytes(self.devices) * _MEMORY_SHARE / (per_token * beams))
+        budget = int(free_bytes(self.devices) * _MEMORY_SHARE / (per_token * beams))
         return most, budget if self._token_budget is None else min(budget, self._token_budget)
 
     def _model_dtype(self) -> torch.dtype:
@@ -474,7 +480,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _free_bytes(devices: Sequence[str]) -> int:
+def free_bytes(devices: Sequence[str]) -> int:
     """Bytes that the cache may grow into; over several cards, that of the fullest times their number."""
     cards = [device for device in devices if device.startswith("cuda")]
     if not cards:

@@ -91,7 +91,7 @@ class VllmBackend:
         self._own = spec.own(VllmOptions)
         self.checkpoint = Checkpoint(spec, positions=self._own.load.get("max_model_len"))
         self._batch_size = batch_size if batch_size is not None else spec.batch_size
-        self._generation_config: Any = None
+        self.generation_config: Any = None  # of transformers, once it is loaded
         self._engine: Any = None
         self._can_sleep = False
         self._asleep: int | None = None  # vLLM's sleep level
@@ -133,7 +133,7 @@ class VllmBackend:
         self._check_place()
         config = self.checkpoint.config
         self.checkpoint.check_limits()
-        self._generation_config = self.checkpoint.generation_options(self._defaults(config))
+        self.generation_config = self.checkpoint.generation_options(self._defaults(config))
         before = child_pids()
         with self._logging():
             try:
@@ -165,7 +165,7 @@ class VllmBackend:
             engine.llm_engine.engine_core.shutdown()
             del engine
         self._asleep = None
-        self._generation_config = None
+        self.generation_config = None
         self._pids = set()
         self._close_log()
         self.checkpoint.forget_prompts()
@@ -302,7 +302,7 @@ class VllmBackend:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        config = self._generation_config
+        config = self.generation_config
         stops = config.eos_token_id
         options: dict[str, Any] = {
             "max_tokens": self.spec.max_new_tokens,
@@ -385,7 +385,7 @@ class VllmBackend:
 
     def _answer(self, request: _Running, finish: str | None) -> Generation:
         text = request.text
-        if not self._generation_config.stop_strings:  # vLLM cuts at them; without them it needn't make text
+        if not self.generation_config.stop_strings:  # vLLM cuts at them; without them it needn't make text
             text = str(self.checkpoint.tokenizer.decode(request.row, skip_special_tokens=True))
         return Generation(
             text.strip(),
