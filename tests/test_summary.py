@@ -62,7 +62,7 @@ def test_the_summary_says_what_was_counted() -> None:
     assert not summary.sla_missed  # nothing was observed
     assert summary.text() == [
         "requests     2 routed (2 were done before), 2 failed, 1 explored",
-        "first error  model failed",
+        "first error  2: model failed",
         "served by    large 1 (50%)",
         "period       2026-12: 6 of 100 requests",
         "energy       9.5 J in all: 8 J billed (rapl), explorations included, and 1.5 J overhead "

@@ -87,7 +87,7 @@ def route(check_sla: bool, quiet: bool, **options: Any) -> None:
         if quiet:
             say(*summary.missed())
         sys.exit(EXIT_SLA_MISSED)
-    if summary.failed:
+    if summary.failures():
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 

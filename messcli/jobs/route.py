@@ -26,6 +26,7 @@ from messcli.jobs.resume import CreateController, check_signature, resume, terms
 from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
 from messcli.jobs.summary import Progress, Summary, Tally
 from messcli.metrics import AUTO, load_metric
+from messcli.metrics.reasoning import split_reasoning
 from messcli.records import ROW_FIELDS, Rejected, rejected_row, row_of
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Settled
@@ -254,8 +255,9 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
             line.request, None, values, error=error, include_prompt=include_prompt, names=writing.rename
         )
     outcome = line.outcomes[served]
+    answer, reasoning = split_reasoning(outcome.output or "")
     values.update(
-        output=outcome.output,
+        output=answer if reasoning else outcome.output,
         accuracy=outcome.accuracy,
         joules=outcome.joules,
         prompt_tokens=outcome.prompt_tokens,
@@ -265,4 +267,13 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         estimated_accuracy=of_model(decision.estimates, served),
         joules_predicted=of_model(decision.joules_predicted, served),
     )
-    return row_of(line.request, names[served], values, include_prompt=include_prompt, names=writing.rename)
+    if reasoning:
+        values["reasoning"] = reasoning
+    return row_of(
+        line.request,
+        names[served],
+        values,
+        error=outcome.unscored,
+        include_prompt=include_prompt,
+        names=writing.rename,
+    )

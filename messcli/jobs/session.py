@@ -87,10 +87,10 @@ class Strict:
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         for group in self._source.answers(asked):
             for index, (position, _, outcome) in enumerate(group):
-                if outcome.error:
+                if failure := outcome.error or outcome.unscored:
                     yield group[:index]
                     request = asked[position][0]
-                    raise MessError(f"{request.source}:{request.line}: {outcome.error}")
+                    raise MessError(f"{request.source}:{request.line}: {request.id!r}: {failure}")
             yield group
 
 

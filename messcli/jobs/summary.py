@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from messcli.calibration.file import Calibration
 from messcli.metrics import keeps
-from messcli.records import Rejected
+from messcli.records import Rejected, Request
 from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline
 from messcli.routing.controller import Controller
 from messcli.routing.loop import Settled
@@ -88,6 +88,7 @@ class Summary:
     tariff: Tariff  # that `spent` goes by
     stopped_by: int | None = None  # signal number
     first_error: str | None = None  # of this run's rows with `error`
+    unscored: int = 0  # answers of this run that the metric failed on; their rows have `error` too
 
     @property
     def overhead_joules(self) -> float:
@@ -114,8 +115,9 @@ class Summary:
 
     def failures(self) -> list[str]:
         """One line about the failed requests of this run, for people; none where none failed."""
-        rows = "row has" if self.failed == 1 else "rows have"
-        return [f"{self.failed} {rows} `error`; the first: {self.first_error}"] if self.failed else []
+        count = self.failed + self.unscored
+        rows = "row has" if count == 1 else "rows have"
+        return [f"{count} {rows} `error`; the first: {self.first_error}"] if count else []
 
     def text(self) -> list[str]:
         """The summary, for people."""
@@ -142,7 +144,8 @@ class Summary:
     def _requests_line(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
         done = f" ({self.already_done} were done before)" if self.already_done else ""
-        return f"{self.routed} routed{done}{failed}, {self.explored} explored"
+        unscored = f", {self.unscored} not scored" if self.unscored else ""
+        return f"{self.routed} routed{done}{failed}{unscored}, {self.explored} explored"
 
     def _accuracy_line(self, plan: str) -> str:
         alpha, account = self.alphas[plan], self.accounts[plan]
@@ -188,6 +191,11 @@ class Summary:
             yield "unmetered", f"{self.unmetered} requests whose joules aren't known"
 
 
+def _place(request: Request) -> str:
+    where = f"{request.source}:{request.line}: " if request.source else ""
+    return f"{where}{request.id!r}"
+
+
 class Tally:
     """Counts what a run does.
 
@@ -213,7 +221,7 @@ class Tally:
         self._names = names
         self._controller = controller
         self._calibration = calibration
-        self._lines = self._routed = self._failed = self._explored = self._unmetered = 0
+        self._lines = self._routed = self._failed = self._explored = self._unmetered = self._unscored = 0
         self._served: Counter[str] = Counter()
         self._first_error: str | None = None
         self._billed = 0.0
@@ -235,11 +243,13 @@ class Tally:
         self._routed += 1
         self._explored += line.decision.explored
         if line.served is None:
-            request = line.request
             error = line.outcomes[line.decision.model].error
-            self._add_failure(f"{request.source}:{request.line}: {request.id!r}: {error}")
+            self._add_failure(f"{_place(line.request)}: {error}")
         else:
             self._served[self._names[line.served]] += 1
+            if (unscored := line.outcomes[line.served].unscored) is not None:
+                self._unscored += 1
+                self._first_error = self._first_error or f"{_place(line.request)}: {unscored}"
         if line.billed_joules is None:
             self._unmetered += 1
         self._asked.update(line.outcomes)
@@ -373,4 +383,5 @@ class Tally:
             tariff=self._tariff,
             stopped_by=stopped_by,
             first_error=self._first_error,
+            unscored=self._unscored,
         )

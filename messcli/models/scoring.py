@@ -9,14 +9,14 @@ from messcli.records import Outcome, Request
 
 
 def score(metric: Metric, request: Request, answer: Billed) -> Outcome:
-    """What a model did with a request. A metric that fails makes it an error of this request."""
+    """What a model did with a request. Where the metric fails, the answer stands without an accuracy."""
     generation = answer.generation
-    accuracy, error = None, generation.error
-    if generation.output is not None and error is None and request.references:
+    accuracy, unscored = None, None
+    if generation.output is not None and generation.error is None and request.references:
         try:
             accuracy = metric(generation.output, request.references)
         except MetricError as failure:
-            error = f"request {request.id!r}: {failure}"
+            unscored = str(failure)
     return Outcome(
         output=generation.output,
         accuracy=accuracy,
@@ -25,5 +25,6 @@ def score(metric: Metric, request: Request, answer: Billed) -> Outcome:
         output_tokens=generation.output_tokens,
         seconds=answer.seconds,
         meter=answer.meter,
-        error=error,
+        error=generation.error,
+        unscored=unscored,
     )
