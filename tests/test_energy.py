@@ -31,6 +31,7 @@ from nvml_stub import control
 from messcli import conformance
 from messcli.energy import CounterReset, EnergyLedger, Meter, MeterKind, open_meter, split, token_weight
 from messcli.energy.cpu import EstimateCounter, RaplCounter, cpu_seconds
+from messcli.energy.ledger import LOADING, STARTING, THINKING
 from messcli.energy.nvml import Card, NvmlCounter, visible
 from messcli.energy.replay import Replay
 from messcli.errors import MeterError, UsageError
@@ -513,6 +514,37 @@ def test_bills_and_overhead_sum_to_the_counters_over_any_schedule(
     overhead = sum(joules for kinds_taken in taken for joules in kinds_taken.values())
     assert math.isclose(sum(billed) + overhead, truth, rel_tol=1e-9, abs_tol=1e-9)
     assert ledger.overhead >= -1e-9 * truth
+
+
+def test_overhead_has_names_and_they_sum_to_it() -> None:
+    world = World()
+    ledger = fake_ledger(world, a=FakeCounter(world, 100), b=FakeCounter(world, 7))
+    world.sleep(4)  # opening
+    with ledger.overhead_of(LOADING):  # as --preload does
+        world.sleep(2)
+    world.sleep(1)
+    with ledger.window():
+        with ledger.overhead_of(LOADING):
+            world.sleep(3)
+        with ledger.call("m", ["r"], ["a"]) as call:
+            world.sleep(5)
+            call.generations = TEN_TOKENS
+        world.sleep(0.5)  # waiting
+    world.sleep(6)  # learning
+    ledger.take_overhead()
+    with ledger.window(), ledger.call("m", ["r"], ["a"]) as call:
+        world.sleep(5)
+        call.generations = TEN_TOKENS
+    world.sleep(7)
+    ledger.take_overhead()
+    watts = 107
+    assert ledger.named == {
+        STARTING: pytest.approx(5 * watts),
+        LOADING: pytest.approx(5 * watts),
+        THINKING: pytest.approx(13 * watts),
+    }
+    waiting = 0.5 * watts + 10 * 7  # b idles in a's calls
+    assert sum(ledger.named.values()) + waiting == pytest.approx(ledger.overhead)
 
 
 def test_long_calls_are_billed_what_was_read_and_the_rest_is_overhead() -> None:

@@ -107,6 +107,9 @@ def test_overhead_is_told_apart(tmp_path, monkeypatch):
     text = "\n".join(report_lines(report))
     assert f"at least {saved.of_largest:.0%} of everything on large" in text
     assert text.count("of everything on large") == 1  # one headline
+    assert set(report.overhead_parts) == {"starting", "loading models", "deciding and learning"}
+    assert sum(report.overhead_parts.values()) <= report.overhead_joules * (1 + 1e-9)
+    assert f"overhead: {report.overhead_joules:.4g} J\n    " in text
 
 
 def test_beside_a_measured_run_of_the_largest(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,7 +23,13 @@ def settled(number: int, *outcomes: Outcome) -> Settled:
         number, len(outcomes) - 1, (*range(len(outcomes)),), len(outcomes) > 1, None, None, False
     )
     served = max(answered, default=None)
-    return Settled(Request(number, "a b"), decision, dict(enumerate(outcomes)), served, 0.0)
+    return Settled(
+        Request(number, "a b", line=number, source="in.jsonl"),
+        decision,
+        dict(enumerate(outcomes)),
+        served,
+        0.0,
+    )
 
 
 def tally() -> Tally:
@@ -30,7 +37,7 @@ def tally() -> Tally:
     return Tally(("small", "large"), controller, None)
 
 
-def summary_of(counted: Tally) -> Summary:
+def summary_of(counted: Tally, named_overhead: Mapping[str, float] | None = None) -> Summary:
     return counted.summary(
         already_done=2,
         largest_joules=8.0,
@@ -39,6 +46,7 @@ def summary_of(counted: Tally) -> Summary:
         horizon=100,
         period_requests=6,
         stopped_by=None,
+        named_overhead=named_overhead,
     )
 
 
@@ -57,16 +65,17 @@ def test_the_summary_says_what_was_counted() -> None:
     counted.add(settled(2, Outcome(None, None, None, error="model failed")))
     counted.add(Rejected(None, "no request"))
     counted.add_overhead({"rapl": 1.0, "estimate": 0.5})
-    summary = summary_of(counted)
+    summary = summary_of(counted, {"starting": 0.9, "loading models": 0.25, "deciding and learning": 0.01})
     assert (summary.routed, summary.failed, summary.unmetered) == (2, 2, 1)
     assert not summary.sla_missed  # nothing was observed
     assert summary.text() == [
         "requests     2 routed (2 were done before), 2 failed, 1 explored",
-        "first error  2: model failed",
+        "first error  in.jsonl:2: 2: model failed",
         "served by    large 1 (50%)",
         "period       2026-12: 6 of 100 requests",
         "energy       9.5 J in all: 8 J billed (rapl), explorations included, and 1.5 J overhead "
         "(1 J rapl, 0.5 J estimate)",
+        "overhead     starting 0.9 J, loading models 0.25 J",
         "against      4.75 J per request in all, at least 59% of everything on large (at most 8 J)",
         "basis        the mean of its answers here, in batches as they came; fuller ones take less, as `messcli "
         "calibrate` measures",

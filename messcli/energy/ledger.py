@@ -36,6 +36,11 @@ GROUP_PERIODS = 10
 # A span of two periods holds a tick even when ticks come late.
 RESOLVED_PERIODS = 2
 
+# What overhead is for.
+STARTING = "starting"  # from opening the meter to the first window: libraries, configurations, tokenizers
+LOADING = "loading models"
+THINKING = "deciding and learning"  # between windows: predictions, the price, commits
+
 Weight = Callable[[int, int], float]  # (prompt tokens, output tokens) -> relative joules
 
 
@@ -196,6 +201,8 @@ class EnergyLedger:
         self._taken = dict.fromkeys(meter.counters, 0.0)
         self._replayed = 0.0
         self._warnings: list[str] = []
+        self._named: dict[str, float] = {}
+        self._stretch = STARTING, 0.0  # what is done now, outside of windows, and the total when it began
 
     @property
     def total(self) -> float:
@@ -216,6 +223,39 @@ class EnergyLedger:
         return self.total - self.attributed
 
     @property
+    def named(self) -> Mapping[str, float]:
+        """Joules of overhead by what they were for: STARTING, LOADING, THINKING. The rest is waiting and idling."""
+        return dict(self._named)
+
+    @contextmanager
+    def overhead_of(self, what: str) -> Iterator[None]:
+        """Name what every counter reads meanwhile, which is overhead: no call runs."""
+        before = self._read_all()
+        try:
+            yield
+        finally:
+            joules = self._read_all() - before
+            self._name(what, joules)
+            stretch, began = self._stretch
+            self._stretch = stretch, began + joules  # it is no part of what it happened in
+
+    def _name(self, what: str, joules: float) -> None:
+        self._named[what] = self._named.get(what, 0.0) + joules
+
+    def _read_all(self) -> float:
+        with self._lock:
+            for source in self._meter.counters:
+                self._read(source)
+        return sum(self._last.values())
+
+    def _name_stretch(self) -> None:
+        """Name what was read outside of windows since last named."""
+        what, before = self._stretch
+        now = self._read_all()
+        self._name(what, now - before)
+        self._stretch = what, now
+
+    @property
     def replays(self) -> bool:
         """Whether joules come from a recorded table, whatever runs where."""
         return self._meter.replays
@@ -231,6 +271,8 @@ class EnergyLedger:
         settled. Commit them with the rows: what is taken over a run sums to `overhead`.
         """
         taken: dict[str, float] = {}
+        if self._spans is None:
+            self._name_stretch()
         with self._lock:
             for source, counter in self._meter.counters.items():
                 if self._spans is None:
@@ -274,6 +316,7 @@ class EnergyLedger:
             raise self.fault
         if self._spans is not None:
             raise RuntimeError("a window is open already")
+        self._name_stretch()
         self._spans, self._eager = {}, eager
         try:
             yield
@@ -282,6 +325,7 @@ class EnergyLedger:
                 spans, self._spans = self._spans, None
                 for source in spans:
                     self._settle(source, spans[source], everything=True)
+            self._stretch = THINKING, self._read_all()
 
     @contextmanager
     def call(self, model: str, request_ids: Sequence[str], devices: Sequence[str]) -> Iterator[Call]:

@@ -104,6 +104,11 @@ class LazyLive:
     def take_overhead(self) -> Mapping[str, float]:
         return self._live.take_overhead() if self._live else {}
 
+    @property
+    def named_overhead(self) -> Mapping[str, float]:
+        """Parts of the overhead so far by what it was for."""
+        return self._live.named_overhead if self._live else {}
+
     def running_joules(self) -> Mapping[str, float]:
         return self._live.running_joules() if self._live else {}
 

@@ -6,7 +6,7 @@ Knows files and signals; prints nothing: it tells its caller, who has the termin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -150,10 +150,20 @@ def run_job(
             horizon=terms.horizon,
             period_requests=period_requests,
             stopped_by=None if ended else stop.signal,
+            named_overhead=live.named_overhead,
         )
+        _keep_named(state, summary.named_overhead)
         if summary.alone is not None and summary.routed:  # for reports: a state doesn't hold what it rests on
             state.database.set_meta("alone", summary.alone.as_json())
         return summary
+
+
+def _keep_named(state: State, named: Mapping[str, float]) -> None:
+    """Add to the state what this run's overhead was for."""
+    if named:
+        before = state.database.meta("overhead") or {}
+        total = {what: before.get(what, 0.0) + named.get(what, 0.0) for what in {**before, **named}}
+        state.database.set_meta("overhead", total)
 
 
 def _keep_spent(state: State, spent: Spent, tariff: Tariff) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from messcli.calibration.file import Calibration
 from messcli.metrics import keeps
 from messcli.records import Rejected, Request
-from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline
+from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline, overhead_words
 from messcli.routing.controller import Controller
 from messcli.routing.loop import Settled
 from messcli.routing.sla import Account
@@ -70,6 +70,7 @@ class Summary:
     explored: int  # requests of this run
     billed_joules: float  # of this run, explorations included
     overhead: Mapping[str, float]  # joules of this run, by meter: loading, learning, idle
+    named_overhead: Mapping[str, float]  # parts of it, by what it was for
     unmetered: int  # requests of this run whose joules aren't known
     meters: tuple[str, ...]
     accounts: Mapping[str, Account]  # plan -> ledger, all runs of the period
@@ -176,8 +177,7 @@ class Summary:
             f"and {self.overhead_joules:.4g} J overhead"
             + (f" ({by_meter})" if set(self.overhead) - set(self.meters) else ""),
         )
-        if cost := self.spent.words(self.tariff.currency):
-            yield "cost", f"{cost} ({self.tariff.basis})"
+        yield "overhead", overhead_words(self.overhead_joules, self.named_overhead)
         if self.alone is not None:
             yield "against", headline(self.total_joules / self.routed, self.alone)
             yield "basis", self.alone.basis
@@ -356,6 +356,7 @@ class Tally:
         horizon: int | None,
         period_requests: int,
         stopped_by: int | None,
+        named_overhead: Mapping[str, float] | None = None,
     ) -> Summary:
         """The run, summed up. What only the state knows is given."""
         settings = self._controller.settings
@@ -367,6 +368,7 @@ class Tally:
             explored=self._explored,
             billed_joules=self._billed,
             overhead=dict(self._overhead),
+            named_overhead=dict(named_overhead or {}),
             unmetered=self._unmetered,
             meters=tuple(self._meters),
             accounts={p: account for p, account in self._controller.accounts.items() if p in settings.alphas},

@@ -10,6 +10,7 @@ from contextlib import closing
 from queue import Empty, SimpleQueue
 
 from messcli.energy import EnergyLedger, Weight
+from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, Billed, SelfMetered, fitting
@@ -61,7 +62,8 @@ class Live:
 
     def load(self) -> None:
         """Load models now instead of on first use: the first ones, as far as they may be loaded together."""
-        self._residency.preload()
+        with self._ledger.overhead_of(LOADING):
+            self._residency.preload()
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         fits = [fitting(backend, requests) for backend in self._backends]
@@ -86,7 +88,8 @@ class Live:
             with self._ledger.window(eager=True):
                 todo = sorted(shares)
                 while todo and not self._stopping():
-                    together = self._residency.load_round(todo)
+                    with self._ledger.overhead_of(LOADING):
+                        together = self._residency.load_round(todo)
                     todo = [m for m in todo if m not in together]
                     requests = {m: [asked[position][0] for position in shares[m]] for m in together}
                     for m, answers in self._run(requests):
@@ -180,6 +183,11 @@ class Live:
     def fault(self) -> MeterError | None:
         """Why a counter can't be read any more; the next window would raise it."""
         return self._ledger.fault
+
+    @property
+    def named_overhead(self) -> Mapping[str, float]:
+        """Parts of the overhead so far by what it was for: `EnergyLedger.named`."""
+        return self._ledger.named
 
     def take_overhead(self) -> Mapping[str, float]:
         overhead = Counter(self._ledger.take_overhead())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,10 +129,12 @@ class TransformersBackend(InBatches):
 
     def unload(self) -> None:
         """Drop the weights and give their memory back; the tokenizer stays."""
+        model = None if self._model is None else weakref.ref(self._model)
         self._model = None
         self._generation_config = self._stops = None
         self.checkpoint.forget_prompts()
-        _free_memory()
+        # most are gone by now; the collector, which walks all libraries (0.1 CPU s), is for those in a cycle
+        _free_memory(collect=model is not None and model() is not None)
 
     def load_options(self) -> dict[str, Any]:
         """What `from_pretrained` of the model is given, beside the path."""
@@ -474,8 +477,9 @@ class _StopStrings(transformers.StoppingCriteria):  # type: ignore[misc]  # carr
         return ended.to(input_ids.device)
 
 
-def _free_memory() -> None:
-    gc.collect()
+def _free_memory(*, collect: bool = True) -> None:
+    if collect:
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -6,6 +6,7 @@ where they were read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,3 +76,11 @@ def headline(total_joules: float, alone: Alone, *, overhead_known: bool = True) 
         f"{total_joules:.4g} J per request {whole}, {at_least}{share:.0%} of everything on {alone.model} "
         f"({alone.words()})"
     )
+
+
+def overhead_words(joules: float, named: Mapping[str, float]) -> str:
+    """Parts of the overhead, for people: "starting 12.1 J, loading models 8.2 J"; "" where nothing is known of them.
+
+    Parts under 1 % of it are left out.
+    """
+    return ", ".join(f"{what} {part:.4g} J" for what, part in named.items() if part >= 0.01 * joules > 0)

@@ -164,6 +164,7 @@ class Report:
     energy: list[dict[str, Any]]  # model, kind, meter, joules, requests
     billed_joules: float
     overhead_joules: float | None  # None where only a state would know it
+    overhead_parts: Mapping[str, float]  # by what it was for, as far as it is known
     unmetered: int
     savings: Savings | None
     reliability: Reliability | None
@@ -226,6 +227,7 @@ def summed_up(
     metric: str | None,
     missing: list[str],
     alone: Alone | None = None,
+    overhead_parts: Mapping[str, float] | None = None,
     cost: Cost | None = None,
 ) -> Report:
     """The report on `ledger`.
@@ -236,6 +238,7 @@ def summed_up(
         names: the models, smallest first, as far as they are known.
         energy, periods, settings, metric, missing: as `Report` has them.
         alone: what everything on the largest takes, where a run has found it out.
+        overhead_parts: of the overhead, by what it was for.
         cost: what all runs cost, where prices were stated.
     """
     columns = ledger.columns()
@@ -272,6 +275,7 @@ def summed_up(
         ),
         billed_joules=float(np.nansum(billed)),
         overhead_joules=overhead,
+        overhead_parts=overhead_parts or {},
         unmetered=int(np.isnan(billed[served]).sum()),
         savings=_savings(columns, models, order[-1] if order else None, overhead, alone),
         reliability=_reliability(columns, models),

@@ -126,6 +126,7 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         metric=signature.get("metric"),
         missing=[],
         alone=Alone(**meta["alone"]) if meta.get("alone") else None,
+        overhead_parts=meta.get("overhead"),
         cost=_cost(meta.get("spent")),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from messcli.report.bill import overhead_words
 from messcli.report.numbers import LEVEL, MINIMUM, Promise, Reliability, Report, Series
 
 
@@ -83,6 +84,10 @@ def energy_lines(report: Report) -> list[str]:
         calls = f" over {row['requests']} requests" if row["requests"] else ""
         text.append(f"{who}, {row['kind']}: {row['joules']:.4g} J{calls} ({row['meter']})")
     text.append(f"billed to requests: {report.billed_joules:.4g} J")
+    if report.overhead_joules:
+        text.append(f"overhead: {report.overhead_joules:.4g} J")
+        if parts := overhead_words(report.overhead_joules, report.overhead_parts):
+            text.append(f"  {parts}")
     if report.cost is not None:
         text.append(f"cost: {report.cost.words(report.total_joules)} ({report.cost.basis})")
     if report.unmetered:
