@@ -362,3 +362,74 @@ def test_reads_what_record_writes_and_best_names_a_setting(table_file):
     )
     assert result.exit_code == 0
     assert "best of 3 settings" in result.stdout or "none of 3 settings" in result.stdout
+
+
+# ---- without references --------------------------------------------------------------------------
+
+
+def test_audit_hides_accuracies_and_bills_what_finds_them() -> None:
+    config = SimulateConfig(alphas=(0.8,), policies=("largest", "mess+"), orders=2, audit=True)
+    largest, _, first, second = simulate(make_table(rows=400), config)
+    assert largest.audited is None
+    for result in (first, second):
+        found = result.audited
+        assert found is not None
+        assert 0 < found.share < 1
+        assert found.later == 0
+        assert 0 < found.joules < result.billed_joules
+        assert found.bound < found.estimate
+        assert found.holds == 1
+        assert abs(found.estimate - result.accuracy) < 0.2
+        assert result.row()["audited"]["bound"] == found.bound
+    assert "audited" not in largest.row()
+
+
+def test_against_largest_scores_outputs_by_its_own(tmp_path) -> None:
+    rows = [
+        {
+            "id": n,
+            "prompt": f"question {n}",
+            "models": {
+                "small": {"output": "yes" if n % 4 else "no", "accuracy": 0.0, "joules": 1.0},
+                "large": {"output": "yes", "accuracy": 0.5, "joules": 10.0},
+            },
+        }
+        for n in range(120)
+    ]
+    table = tmp_path / "table.jsonl"
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = [
+        "--alpha",
+        "0.9",
+        "--policy",
+        "mess+",
+        "--against",
+        "largest",
+        "--metric",
+        "exact",
+        "--jobs",
+        "1",
+    ]
+    shown = CliRunner().invoke(main, ["simulate", str(table), *options, "--audit"])
+    assert shown.exit_code == 0, shown.output
+    assert "small 0.750 at 1 J, large 1.000 at 10 J" in shown.output
+    assert "audits:" in shown.output
+    without = CliRunner().invoke(main, ["simulate", str(table), *options])
+    assert "audits:" not in without.output
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        (["--against", "largest"], "Record it with outputs, or give --audit alone"),
+        (["--sure"], "Give --audit too"),
+        (["--audit", "--best"], "Give --audit without them"),
+    ],
+)
+def test_what_audits_can_not_do_is_said(options, cure, tmp_path) -> None:
+    table = tmp_path / "table.jsonl"
+    models = {"small": {"accuracy": 0.5, "joules": 1.0}, "large": {"accuracy": 0.9, "joules": 9.0}}
+    table.write_text(json.dumps({"id": 1, "prompt": "a", "models": models}) + "\n")
+    shown = CliRunner().invoke(main, ["simulate", str(table), "--alpha", "0.8", *options])
+    assert shown.exit_code in (1, 2)
+    assert cure in shown.output

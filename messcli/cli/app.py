@@ -16,6 +16,7 @@ import click
 from messcli import __version__
 from messcli.cli.command import Program
 from messcli.cli.options import (
+    AUDITING,
     COMPARING,
     IN_LOAD,
     KEEPING,
@@ -168,7 +169,7 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(
     short_help="Compare policies on an outcomes table; no model runs.",
-    groups=[COMPARING, SWEEPING, TABLE, IN_LOAD, RESULTS],
+    groups=[COMPARING, SWEEPING, TABLE, AUDITING, IN_LOAD, RESULTS],
     common=["alphas", "alpha_at", "policies", "orders", "window", "metric", "complete_only", "engines", "out", "plot",
             "best", "quiet"],
 )  # fmt: skip

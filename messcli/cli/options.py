@@ -498,6 +498,24 @@ TABLE = Group(
     ],
 )
 
+AUDITING = Group(
+    "Without references",
+    [
+        option(
+            "--audit",
+            is_flag=True,
+            help="Hide the accuracies but where an audit finds them: a coin with a known probability asks the largest "
+            "model as well.",
+        ),
+        option(
+            "--against",
+            type=click.Choice(["largest"]),
+            help="Score outputs by --metric against the largest model's own.",
+        ),
+        option("--sure", is_flag=True, help="With --audit: aim so that the bound on the mean meets alpha."),
+    ],
+)
+
 IN_LOAD = Group(
     "Engines in load",
     [

@@ -25,7 +25,7 @@ from messcli.jobs.fleet import LazyLive
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
 from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
 from messcli.jobs.summary import Progress, Summary, Tally
-from messcli.metrics import AUTO, load_metric
+from messcli.metrics import AUTO, DEFAULT_METRIC, load_metric
 from messcli.metrics.reasoning import split_reasoning
 from messcli.records import ROW_FIELDS, Rejected, rejected_row, row_of
 from messcli.routing.controller import DEFAULT_PLAN
@@ -76,7 +76,7 @@ def run_job(
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
     _check(config)
     zoo = load_zoo(config.zoo)
-    metric = load_metric(config.promise.metric or zoo.metric or "bleu1", zoo.tokenizer or AUTO)
+    metric = load_metric(config.promise.metric or zoo.metric or DEFAULT_METRIC, zoo.tokenizer or AUTO)
     alphas = _alphas(config, zoo)
     calibration = _calibration(config, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time

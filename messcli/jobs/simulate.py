@@ -16,14 +16,15 @@ from pathlib import Path
 
 from messcli.errors import UsageError, shown
 from messcli.files.sinks import write_text
-from messcli.metrics import load_metric
+from messcli.metrics import DEFAULT_METRIC, load_metric
+from messcli.routing.tuning import TUNING
 from messcli.simulation.advice import advice_lines, advise
 from messcli.simulation.engines import Asked, Engines, at_full_load, engines_of, trace_text
 from messcli.simulation.figures import figure_1, tradeoff, write_charts
 from messcli.simulation.hindsight import ORACLE, static_mix
 from messcli.simulation.results import Line, Result, line_of, lines
 from messcli.simulation.runs import SimulateConfig, Task, in_full, simulate
-from messcli.simulation.table import OutcomeTable, read_table
+from messcli.simulation.table import OutcomeTable, against_largest, read_table
 
 PAPER_ALPHAS_AT = (0.2, 0.5, 0.8)  # silver, gold, platinum: how far from the smallest model to the best
 
@@ -44,6 +45,7 @@ class JudgeConfig:
     engines: str | None = None
     engine: tuple[str, ...] = ()  # MODEL=ENTRY of the engines file
     trace: str | None = None
+    against: str | None = None  # "largest": accuracies are agreement with it
 
 
 def judge(
@@ -57,10 +59,17 @@ def judge(
     name = config.metric
     scorer = None if name is None else lambda: load_metric(name)
     table = read_table(config.table, scorer=scorer, models=config.models, complete_only=config.complete_only)
+    simulation = config.simulation
+    if config.against is not None:
+        table = against_largest(table, load_metric(name or DEFAULT_METRIC))
+        simulation = replace(simulation, agreement=True)
+    if simulation.sure and not simulation.audit:
+        raise UsageError("--sure is of audits: with all accuracies known the mean is known. Give --audit too")
+    if simulation.audit and (config.best or config.paper is not None):
+        raise UsageError("--best and --paper know all accuracies. Give --audit without them")
     engines = _engines(table, config)
     if engines is not None:
         table = at_full_load(table, engines)
-    simulation = config.simulation
     asked = bool(simulation.alphas or simulation.alpha_at)
     if not asked and config.paper is None:
         means = table.accuracies.mean(axis=0)
@@ -182,6 +191,8 @@ def table_lines(
         rows = [_HEADER + [_short(name) for name in table.names]]
         rows += [_cells_of(line, static) for line in (*block, static)]
         text += ["", f"alpha {alpha:.4f}", *_aligned(rows)]
+        if any(line.audited for line in block):
+            text += ["", "audits:", *_aligned(_audit_rows(block))]
         if engines is not None:
             text += ["", "in load:", *_aligned(_load_rows(block, alpha, engines))]
     text += [
@@ -191,12 +202,37 @@ def table_lines(
         "static: the cheapest request-blind mix in hindsight; oracle: the linear programme that knows every "
         "outcome. Both are bounds to compare with, not policies to run.",
     ]
+    if config.audit:
+        text.append(
+            "audits: accuracies are known of audited requests alone. later: the part of the requests after the first "
+            f"{TUNING.audits.beginning} that were audited; J audits: joules per request for audits alone, in J billed; "
+            "holds: runs whose bound was never above the true mean at a window's end."
+        )
     if engines is not None:
         text.append(
             "in load: joules per request of all engines until the last answer, idling included; a model's column: mean "
             "requests running while it had any. J billed: as if every engine were full all the time."
         )
     return text
+
+
+def _audit_rows(block: Sequence[Line]) -> list[list[str]]:
+    rows = [["policy", "V", "c", "accuracy", "estimate", "bound", "holds", "audited", "later", "J audits"]]
+    rows += [
+        [
+            *_cells_of(line, line)[:3],
+            f"{line.accuracy:.4f}",
+            f"{found.estimate:.4f}",
+            f"{found.bound:.4f}",
+            f"{round(found.holds * line.orders)}/{line.orders}",
+            f"{found.share:.1%}",
+            f"{found.later:.1%}",
+            f"{found.joules:.{_digits(line.billed_joules)}f}",
+        ]
+        for line in block
+        if (found := line.audited) is not None
+    ]
+    return rows
 
 
 def _load_rows(block: Sequence[Line], alpha: float, engines: Engines) -> list[list[str]]:

@@ -19,7 +19,9 @@ from messcli.metrics.own import own
 from messcli.metrics.words import AUTO
 from messcli.registry import METRICS
 
-__all__ = ["AUTO", "ROUNDING", "Metric", "keeps", "load_metric"]
+__all__ = ["AUTO", "DEFAULT_METRIC", "ROUNDING", "Metric", "keeps", "load_metric"]
+
+DEFAULT_METRIC = "bleu1"
 
 
 def load_metric(name: str, tokenizer: str = AUTO) -> Metric:

@@ -6,13 +6,27 @@ Joules are per request throughout. Knows nothing of how a run goes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from messcli.metrics import ROUNDING
 from messcli.simulation.engines import InLoad
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What audits took and told in one run, or on average in several."""
+
+    share: float  # of the requests that were audited
+    later: float  # the same among the requests after the first thousand
+    joules: (
+        float  # per request of the run, of answers that were asked for the audits alone; in `billed_joules`
+    )
+    estimate: float  # of the mean accuracy of what was served, unbiased
+    bound: float  # what that mean is at least
+    holds: float  # 1 where the bound was at most the true mean at the end of every window; a share over runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +46,15 @@ class Result:
     served: dict[str, int]
     meets_alpha: bool
     in_load: InLoad | None = None  # None: no engines were given
+    audited: Audited | None = None  # None: all accuracies were known
 
     def row(self) -> dict[str, Any]:
         """As it stands in the file."""
         row = asdict(self)
-        if self.in_load is None:
-            del row["in_load"]
-        return row
+        return {name: value for name, value in row.items() if name not in _OPTIONAL or value is not None}
+
+
+_OPTIONAL = ("in_load", "audited")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,7 @@ class Line:
     shares: Mapping[str, float]
     meets: int  # orders in which alpha was met
     in_load: InLoad | None = None
+    audited: Audited | None = None
 
 
 def lines(results: Iterable[Result]) -> list[Line]:
@@ -95,7 +112,14 @@ def line_of(group: Sequence[Result]) -> Line:
         shares={name: mean(r.served[name] / r.requests for r in group) for name in first.served},
         meets=sum(r.meets_alpha for r in group),
         in_load=_mean_in_load([r.in_load for r in group if r.in_load is not None]),
+        audited=_mean_audited([r.audited for r in group if r.audited is not None]),
     )
+
+
+def _mean_audited(found: Sequence[Audited]) -> Audited | None:
+    if not found:
+        return None
+    return Audited(*np.mean([astuple(one) for one in found], axis=0).tolist())
 
 
 def _mean_in_load(found: Sequence[InLoad]) -> InLoad | None:

@@ -21,15 +21,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from messcli.errors import MessError, UsageError
-from messcli.metrics import keeps
+from messcli.metrics import ROUNDING, keeps
 from messcli.predict.text import remember
 from messcli.registry import POLICIES
-from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.audit import Audits
+from messcli.routing.bound import ServedMean
+from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.loop import Chunk, Settled, chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.tuning import TUNING
 from messcli.simulation.engines import Asked, Engines, Played
 from messcli.simulation.hindsight import ORACLE, oracle
-from messcli.simulation.results import Result
+from messcli.simulation.results import Audited, Result
 from messcli.simulation.table import OutcomeTable
 
 BLIND = ("smallest", "largest")  # the same whatever the order, alpha, V and c
@@ -54,6 +57,9 @@ class SimulateConfig:
         default_factory=Setup
     )  # the rest; its seed is the first order's, the next ones count up
     jobs: int | None = 1  # processes; None: one per core
+    audit: bool = False  # the table's accuracies are hidden but where an audit finds them
+    sure: bool = False  # with `audit`: the bound is to meet alpha
+    agreement: bool = False  # the table's accuracies are agreement with the largest model, whose own is known
 
     @property
     def seeds(self) -> range:
@@ -85,12 +91,16 @@ def _settled(chunk: Chunk) -> Iterator[Settled]:
 
 
 def _chunks(table: OutcomeTable, task: Task) -> Iterator[Chunk]:
+    return _run(table, task)[1]
+
+
+def _run(table: OutcomeTable, task: Task) -> tuple[Controller, Iterator[Chunk]]:
     requests: Sequence[Any] = [table.requests[position] for position in _order(table, task)]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
     if remember(len(requests)):  # every order of the table has the same texts
         controller.encode([request.prompt for request in requests])
-    yield from chunks(requests, controller, table.source)
+    return controller, chunks(requests, controller, table.source)
 
 
 def _order(table: OutcomeTable, task: Task) -> list[int]:
@@ -115,7 +125,10 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
     trace: list[Asked] = []
     positions = iter(_order(table, task))
     settled = 0
-    for chunk in _chunks(table, task):
+    controller, done = _run(table, task)
+    account = controller.accounts[DEFAULT_PLAN]
+    watched = None if task.setup.audits is None else _Watched(task.setup.audits.error)
+    for chunk in done:
         if chunk.opened is not None:
             settled = len(trace)  # a window is decided when all before it is settled
         for line in _settled(chunk):
@@ -127,6 +140,10 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
             accuracy += outcome.accuracy or 0.0
             paper += outcome.joules or 0.0
             billed += line.billed_joules or 0.0
+            if watched is not None:
+                watched.see(line)
+        if watched is not None and chunk.ends_window:
+            watched.check(account.mean, accuracy)
     count = len(trace)
     result = Result(
         policy=task.setup.policy,
@@ -141,8 +158,43 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
         explorations=explorations,
         served=dict(zip(table.names, served, strict=True)),
         meets_alpha=keeps(accuracy / count, task.alpha),
+        audited=None if watched is None or account.mean is None else watched.result(account.mean, count),
     )
     return result, trace
+
+
+class _Watched:
+    """What audits take and tell in a run, beside the truth."""
+
+    def __init__(self, error: float) -> None:
+        self._error = error
+        self._audits = self._later = 0
+        self._joules = 0.0
+        self._holds = True
+
+    def see(self, line: Settled) -> None:
+        decision = line.decision
+        if not decision.audited or decision.explored:
+            return
+        self._audits += 1
+        self._later += decision.t > TUNING.audits.beginning
+        chosen = line.outcomes.get(-1 if decision.chosen is None else decision.chosen)
+        self._joules += (line.billed_joules or 0.0) - ((chosen and chosen.joules) or 0.0)
+
+    def check(self, mean: ServedMean | None, accuracy: float) -> None:
+        """At a window's end, when the accuracies of all that was served add up to `accuracy`."""
+        if mean is not None and mean.rules_out(accuracy - mean.observed_sum + ROUNDING, self._error):
+            self._holds = False
+
+    def result(self, mean: ServedMean, count: int) -> Audited:
+        return Audited(
+            share=self._audits / count,
+            later=self._later / max(count - TUNING.audits.beginning, 1),
+            joules=self._joules / count,
+            estimate=mean.mean or 0.0,
+            bound=mean.least(self._error) or 0.0,
+            holds=float(self._holds),
+        )
 
 
 # ---- many runs -----------------------------------------------------------------------------------
@@ -230,14 +282,16 @@ def _cells(config: SimulateConfig) -> Iterator[Task]:
         swept_v = config.v if policy == "mess+" else (None,)
         swept_c = config.c if policy == "mess+" else (None,)
         for v, c, seed in product(swept_v, swept_c, config.seeds):
-            setup = replace(config.setup, policy=policy, v=v, c=c, seed=seed)
+            audits = Audits(agreement=config.agreement, sure=config.sure) if config.audit else None
+            setup = replace(config.setup, policy=policy, v=v, c=c, seed=seed, audits=audits)
             yield Task(setup, alpha, config.orders is not None)
 
 
 def _task_of(cell: Task) -> Task:
     """The run that a cell's result comes from: `smallest` and `largest` need only one for all of them."""
     if cell.setup.policy in BLIND:
-        setup = replace(cell.setup, seed=0, predictor="mean")  # they don't look at estimates
+        # they don't look at estimates, and what they serve is compared with, not promised
+        setup = replace(cell.setup, seed=0, predictor="mean", audits=None)
         return replace(cell, setup=setup, alpha=0.0, shuffled=False)
     return cell
 

@@ -125,6 +125,30 @@ def read_table(
     return OutcomeTable(names, tuple(requests), outcomes, left_out)
 
 
+def against_largest(table: OutcomeTable, metric: Metric) -> OutcomeTable:
+    """The table with agreement in place of accuracy: each output scored against the largest model's, whose own is 1.
+
+    Raises:
+        OutcomesError: an output isn't in the table.
+    """
+    largest = table.names[-1]
+    outcomes = {}
+    for request in table.requests:
+        known = table.outcomes[request.id]
+        agreed = {}
+        for name, outcome in known.items():
+            theirs = known[largest].output
+            if outcome.output is None or theirs is None:
+                raise OutcomesError(
+                    f'--against largest compares outputs, and the table has none of "{name}" for request '
+                    f"{request.id!r}. Record it with outputs, or give --audit alone: its accuracies count as found"
+                )
+            accuracy = 1.0 if name == largest else metric(outcome.output, (theirs,))
+            agreed[name] = replace(outcome, accuracy=accuracy)
+        outcomes[request.id] = agreed
+    return replace(table, outcomes=outcomes)
+
+
 class _Incomplete(Exception):  # never leaves this module: the request lacks an outcome
     pass
 
