@@ -181,7 +181,8 @@ class Summary:
         if self.alone is not None:
             yield "against", headline(self.total_joules / self.routed, self.alone)
             yield "basis", self.alone.basis
-        for how, error in self.predicted.items():
+        # readings of single small calls by an estimate scatter by their own size: the error would be the meter's
+        for how, error in () if set(self.meters) <= {"estimate"} else self.predicted.items():
             what = "as calibrated" if how == "calibration" else "as adapted to readings"
             yield (
                 "E_m(t)",
