@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from messcli.report.bill import overhead_words
 from messcli.report.numbers import LEVEL, Promise, Reliability, Report, Savings
 from messcli.report.svg import STYLE, Chart, Series, interval_picture
 from messcli.report.text import joules_words
@@ -294,6 +295,8 @@ def _energy(report: Report) -> Iterator[str]:
             f"{saved.words()}. Per request: {saved.billed_joules:.4g} J billed, explorations included, and {overhead}. "
             f"Basis: {saved.basis}."
         )
+    if parts := overhead_words(report.overhead_joules or 0.0, report.overhead_parts):
+        yield f"Overhead: {parts}."
     if report.unmetered:
         yield f"{report.unmetered:,} requests whose joules aren't known are in no sum."
 
