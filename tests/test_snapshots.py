@@ -22,7 +22,7 @@ from messcli.predict.tuning import RIDGE
 from messcli.registry import PREDICTORS
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Settings
-from messcli.routing.loop import steps
+from messcli.routing.loop import chunks
 from messcli.routing.older import ALL_TUNING, read_snapshot
 from messcli.routing.tuning import TUNING, Price, Tuning
 from messcli.snapshots import Part
@@ -41,7 +41,7 @@ def learnt(predictor: str) -> Part:
     """Of a controller that has seen 150 requests: directions fitted twice, the price solved."""
     control = controller(predictor)
     requests, source = table(150)
-    for _ in steps(requests, control, source):
+    for _ in chunks(requests, control, source):
         pass
     return control.state()
 
