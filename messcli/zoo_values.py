@@ -9,10 +9,10 @@ import datetime
 import math
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from messcli.amounts import MOST, is_amount
 from messcli.errors import shown
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
@@ -64,7 +64,7 @@ def alpha(value: object) -> float:
     return float(value)
 
 
-def positive(what: str, most: float = sys.float_info.max) -> Callable[[object], float]:
+def positive(what: str, most: float = MOST) -> Callable[[object], float]:
     """A number above 0 and up to `most`, which is `what`."""
 
     def check(value: object) -> float:
@@ -99,7 +99,7 @@ def numbers(*known: str) -> Callable[[object], dict[str, float]]:
         for key, number in held.items():
             if known and key not in known:
                 raise BadValue(f"holds {key}: known are {', '.join(known)}")
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 0:
+            if not is_amount(number):
                 raise BadValue(f"holds {key} = {shown(number)}: must be a number of at least 0")
         if known and not any(held.values()):
             raise BadValue("must have a number above 0")
@@ -124,7 +124,7 @@ def hourly(hours: int) -> Callable[[object], tuple[float, ...]]:
     def check(value: object) -> tuple[float, ...]:
         stated: list[Any] = value if isinstance(value, list) else [value]
         for one in stated:
-            if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < math.inf:
+            if not is_amount(one):
                 raise BadValue(
                     f"holds {shown(one)}: must be a number of at least 0, or {hours} of them, one an hour"
                 )

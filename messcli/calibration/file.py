@@ -16,15 +16,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.amounts import MOST, is_amount
 from messcli.energy import Weight
 from messcli.energy.load import Checked, CostModel, cost_of
 from messcli.energy.nvml import driver_version, visible_cards
-from messcli.errors import CalibrationError, EnginesError, MeterError
+from messcli.errors import CalibrationError, EnginesError, MeterError, shown
 from messcli.files.sinks import sync_folder
 from messcli.predict.joules import EnergyPrior
 from messcli.zoo import BUNDLED_ZOO, Zoo
@@ -262,9 +263,9 @@ class Calibration:
         """The file's text."""
         document: dict[str, Any] = {"format": FORMAT, **asdict(self), "converged": self.converged}
         del document["path"]
-        for model, shown in zip(self.models, document["models"], strict=True):
-            del shown["load_factor"]
-            entries = (*shown["cells"], *shown["load_cells"])
+        for model, written in zip(self.models, document["models"], strict=True):
+            del written["load_factor"]
+            entries = (*written["cells"], *written["load_cells"])
             for cell, entry in zip((*model.cells, *model.load_cells), entries, strict=True):
                 entry.update(
                     mean_joules=cell.mean_joules,
@@ -307,8 +308,10 @@ def _calibration(document: Mapping[str, Any], path: Path) -> Calibration:
             "load": None if entry.get("load") is None else _load(entry["load"], path, entry["name"]),
         }
         model = _made(ModelCalibration, {**entry, **parts})
-        for number in (model.joules(0.0), model.joules(1000.0)):
-            if not 0 < number < math.inf:
+        with np.errstate(all="ignore"):  # coefficients that are no numbers give costs that are none
+            costs = model.joules(0.0), model.joules(1000.0)
+        for number in costs:
+            if not 0 < number <= MOST:
                 raise ValueError(f'model "{model.name}" costs {number} J')
         models.append(model)
     parts = {"models": tuple(models), "warnings": tuple(document["warnings"]), "path": path}
@@ -349,7 +352,24 @@ _Record = TypeVar("_Record")
 def _made(kind: type[_Record], values: Mapping[str, Any]) -> _Record:
     """`kind` from its fields in `values`; what else stands there is for people."""
     named = [field.name for field in fields(kind) if field.name != "load_factor"]  # type: ignore[arg-type]  # a dataclass
+    hints = get_type_hints(kind)
+    for name in named:
+        if not _fits(values[name], hints[name]):
+            raise ValueError(f'"{name}" is {shown(values[name])}, which it can\'t be')
     return kind(**{name: values[name] for name in named})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from the file is what a field holds, as far as plain values and tuples of them go."""
+    if hint is str:
+        return isinstance(value, str)
+    if hint is float or hint is int:
+        return is_amount(
+            abs(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        )
+    if hint == tuple[float, ...] or hint == tuple[str, ...]:
+        return isinstance(value, tuple | list) and all(_fits(one, get_args(hint)[0]) for one in value)
+    return True
 
 
 # ---- where it lies -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.amounts import is_amount
 from messcli.errors import EnginesError
 
 MOST_RUNNING = 512  # requests at a time, where a file says nothing; points above it aren't used
@@ -379,8 +380,7 @@ class Checked:
     def number(self, field: str, default: float | None = None, *, zero: bool = False) -> float:
         """Finite and above 0; `zero`: or 0."""
         found = self._fields.get(field, default)
-        good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-        if not good or found < 0 or (found == 0 and not zero):
+        if not is_amount(found) or (found == 0 and not zero):
             least = "0 or more" if zero else "above 0"
             raise self.fault(f'field "{field}": expected a finite number {least}, found {found!r}')
         return float(found)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import zlib
 from pathlib import Path
 from typing import Any
 
-from messcli.errors import MeterError
+from messcli.amounts import is_amount
+from messcli.errors import MeterError, shown
 
 
 class Replay:
@@ -79,8 +79,8 @@ class Replay:
         value = outcome.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise self._malformed(number, f'"{name}" is {value!r}, not a number of {name}')
+        if not is_amount(value):
+            raise self._malformed(number, f'"{name}" is {shown(value)}, not a number of {name}')
         return float(value)
 
     def _malformed(self, number: int, what: str) -> MeterError:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from messcli.errors import InputError, StateError
+from messcli.amounts import is_amount
+from messcli.errors import InputError, StateError, first_line, shown
 from messcli.files.requests import STDIN, open_input
 from messcli.report.bill import Alone
 from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
@@ -76,7 +77,15 @@ def _from_state(path: str) -> Report:
         with closing(sqlite3.connect(uri, uri=True)) as db:
             return _read_state(db, path)
     except sqlite3.DatabaseError as error:
-        raise StateError(f"{path}: can't be read: {error}. Restore it from a copy") from None
+        raise StateError(f"{path}: can't be read: {first_line(error)}. Restore it from a copy") from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+    ) as error:  # a flipped bit in what it holds
+        raise StateError(f"{path}: is damaged: {first_line(error)}. Restore it from a copy") from None
 
 
 def _read_state(db: sqlite3.Connection, path: str) -> Report:
@@ -161,6 +170,17 @@ def _from_output(path: str, alpha: float | None) -> Report:
         if model is None:
             failed += 1
             continue
+        for name in Ledger.COLUMNS:
+            value = row.get(name)
+            if not (value is None or isinstance(value, bool) or is_amount(value)):
+                raise InputError(
+                    f'{path}:{number}: "{name}" is {shown(value)}, no number that it can be. Name the output of '
+                    "`messcli route`"
+                )
+        if not all(isinstance(name, str) for name in (model, row.get("plan", ""), row.get("meter") or "")):
+            raise InputError(
+                f"{path}:{number}: model, plan and meter are texts. Name the output of `messcli route`"
+            )
         ledger.add(model, row.get("plan"), [row.get(name) for name in Ledger.COLUMNS])
         meter = row.get("meter") or "?"
         parts = [(model, "served", row.get("joules"))]

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.errors import InputError, OutcomesError
+from messcli.amounts import MOST, is_amount
+from messcli.errors import InputError, OutcomesError, first_line, shown
 from messcli.files.requests import STDIN, open_input
 from messcli.metrics import Metric
 from messcli.records import Outcome, Request
@@ -225,33 +226,45 @@ def _parse_line(line: bytes, where: str) -> _Row:
         raise OutcomesError(f'{where}: field "id": expected a string or an integer, found {identity!r}')
     if not isinstance(prompt, str):
         raise OutcomesError(f'{where}: field "prompt": expected a string, found {prompt!r}')
-    references = () if reference is None else (reference,) if isinstance(reference, str) else tuple(reference)
+    references = () if reference is None else (reference,) if isinstance(reference, str) else reference
+    if not isinstance(references, tuple | list) or not all(isinstance(text, str) for text in references):
+        raise OutcomesError(
+            f'{where}: field "reference": expected a string or a list of strings, found {shown(reference)}'
+        )
     outcomes = {model: _parse_outcome(found, model, where) for model, found in models.items()}
-    return _Row(where, _request(identity, prompt, references), outcomes)
+    return _Row(where, _request(identity, prompt, tuple(references)), outcomes)
 
 
 def _parse_outcome(found: Any, model: str, where: str) -> Outcome:
     if not isinstance(found, dict):
         raise OutcomesError(f'{where}: model "{model}": expected an object, found {found!r}')
 
-    def number(field: str, most: float = math.inf) -> float | None:
+    def number(field: str, most: float = MOST) -> float | None:
         value = found.get(field)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            raise OutcomesError(f'{where}: model "{model}": "{field}" is {value!r}, no number that it can be')
+        if not is_amount(value, most):
+            raise OutcomesError(
+                f'{where}: model "{model}": "{field}" is {shown(value)}, no number that it can be'
+            )
         return float(value)
+
+    def text(field: str, default: str | None = None) -> str | None:
+        value = found.get(field, default)
+        if value is not None and not isinstance(value, str):
+            raise OutcomesError(f'{where}: model "{model}": "{field}" is {shown(value)}, no text')
+        return value
 
     tokens = [number("prompt_tokens"), number("output_tokens")]
     return Outcome(
-        output=found.get("output"),
+        output=text("output"),
         accuracy=number("accuracy", 1.0),
         joules=number("joules"),
         prompt_tokens=None if tokens[0] is None else int(tokens[0]),
         output_tokens=None if tokens[1] is None else int(tokens[1]),
         seconds=number("seconds"),
-        meter=found.get("meter", "recorded"),
-        error=found.get("error"),
+        meter=text("meter", "recorded"),
+        error=text("error"),
     )
 
 
@@ -284,16 +297,17 @@ def _read_csv(path: str, name: str) -> Iterator[_Row]:
                 if column.startswith("energy_consumption_")
             ]
             if not models or "input_text" not in columns:
+                found = shown(", ".join(columns)) if columns else "none"
                 raise OutcomesError(
                     f"{name}: expected the columns doc_id, input_text and, per model X, "
-                    f"{', '.join(f'{field}X' for field in _CSV_FIELDS)}; found {', '.join(columns) or 'none'}"
+                    f"{', '.join(f'{field}X' for field in _CSV_FIELDS)}; found {found}"
                 )
             seen: dict[str, int] = {}
             for row in reader:
                 where = f"{name}:{reader.line_num}"
                 yield _csv_row(row, models, where, seen)
         except (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{name}: can't be read as CSV: {error}. Save it as UTF-8") from None
+            raise InputError(f"{name}: can't be read as CSV: {first_line(error)}. Save it as UTF-8") from None
 
 
 def _csv_row(row: Mapping[str, Any], models: Sequence[str], where: str, seen: dict[str, int]) -> _Row:
@@ -304,7 +318,7 @@ def _csv_row(row: Mapping[str, Any], models: Sequence[str], where: str, seen: di
     if seen[identity] > 1:
         identity = f"{identity}-{seen[identity]}"
 
-    def number(column: str, most: float = math.inf) -> float | None:
+    def number(column: str, most: float = MOST) -> float | None:
         text = row.get(column)
         if text is None or not text.strip():
             return None
