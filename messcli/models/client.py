@@ -147,27 +147,13 @@ class Client:
         Groups come once a second or every 64 results. What `ask` raises ends it, after the results before.
         Closing the iterator cancels what is under way.
         """
-        ready: queue.SimpleQueue[tuple[int, T] | BaseException | None] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[Sequence[tuple[int, T]] | BaseException | None] = queue.SimpleQueue()
         future = asyncio.run_coroutine_threadsafe(_all(count, ask, concurrency, ready.put), self._loop)
         try:
-            while True:
-                group: list[tuple[int, T]] = []
-                until, ended = time.monotonic() + _GROUP_SECONDS, None
-                while len(group) < _GROUP_ANSWERS:
-                    try:
-                        item = ready.get(timeout=max(0.0, until - time.monotonic()) if group else None)
-                    except queue.Empty:
-                        break
-                    if item is None or isinstance(item, BaseException):
-                        ended = item or StopIteration()
-                        break
-                    group.append(item)
-                if group:
-                    yield group
-                if isinstance(ended, StopIteration):
-                    return
-                if ended is not None:
-                    raise ended
+            while (group := ready.get()) is not None:
+                if isinstance(group, BaseException):
+                    raise group
+                yield group
         finally:
             future.cancel()
 
@@ -206,19 +192,33 @@ async def _all(
     count: int,
     ask: Callable[[int], Awaitable[T]],
     concurrency: Concurrency,
-    put: Callable[[tuple[int, T] | BaseException | None], None],
+    put: Callable[[Sequence[tuple[int, T]] | BaseException | None], None],
 ) -> None:
-    """`ask` of each number, and `put` of each result; then of None, or of what was raised."""
+    """`ask` of each number, and `put` of the results in groups; then of None, or of what was raised."""
+    loop = asyncio.get_running_loop()
     waiting = deque(range(count))
     running: set[asyncio.Task[None]] = set()
-    over = asyncio.get_running_loop().create_future()
+    group: list[tuple[int, T]] = []
+    over = loop.create_future()
+
+    def flush() -> None:
+        if group:
+            put(tuple(group))
+            group.clear()
 
     async def one(index: int) -> None:
-        put((index, await ask(index)))
+        group.append((index, await ask(index)))
+        if len(group) == 1:
+            timer[0] = loop.call_later(_GROUP_SECONDS, flush)
+        elif len(group) >= _GROUP_ANSWERS:
+            timer[0].cancel()
+            flush()
+
+    timer = [loop.call_later(0.0, flush)]  # the one that ends the group
 
     def start() -> None:
         while waiting and len(running) < concurrency.limit:
-            task = asyncio.create_task(one(waiting.popleft()))
+            task = loop.create_task(one(waiting.popleft()))
             running.add(task)
             task.add_done_callback(ended)
         if not running and not over.done():
@@ -237,10 +237,13 @@ async def _all(
     try:
         await over
     except Exception as error:
+        flush()
         put(error)
     else:
+        flush()
         put(None)
     finally:
+        timer[0].cancel()
         waiting.clear()
         for task in running:
             task.cancel()
