@@ -183,6 +183,32 @@ def test_a_closed_stream_answers_nothing_more(conforming):
     assert len(streamed(conforming, many)[0]) == len(many)  # and it can be asked again
 
 
+def test_a_cancelled_stream_ends_at_the_next_token_and_answers_nothing_more(conforming):
+    many = requests(40)
+    groups = conforming.stream(many)
+    next(groups)
+    started = threading.Event()
+    real = conforming._run
+
+    def slow(*args: Any) -> Any:
+        started.set()
+        return real(*args)
+
+    conforming._run = slow
+    rest: list[Any] = []
+    thread = threading.Thread(target=lambda: rest.extend(groups))
+    try:
+        thread.start()
+        assert started.wait(10)
+        conforming.cancel()
+        thread.join(10)
+        assert not thread.is_alive()
+    finally:
+        del conforming._run
+    assert sum(len(group.finished) for group in rest) < 36
+    assert len(streamed(conforming, many)[0]) == len(many)  # and it can be asked again
+
+
 def test_suspend_and_resume(conforming):
     before = conforming.generate(requests(3))
     conforming.suspend()
@@ -284,6 +310,21 @@ def test_automatic_batches_follow_free_memory(folders, monkeypatch):
     assert [len(batch) for batch in tiny.plan(many)] == [5] * 20
     monkeypatch.setattr(module, "free_bytes", lambda devices: 0)
     assert [len(batch) for batch in tiny.plan(many)] == [1] * 100
+
+
+def test_batches_are_planned_for_the_answers_that_come(folders, monkeypatch):
+    """Room for 5 rows of the longest answer allowed: more fit once answers are known to be short."""
+    import messcli.models.transformers as module
+
+    tiny = backend(folders["llama"], max_new_tokens=40)
+    tiny.load()
+    monkeypatch.setattr(module, "free_bytes", lambda devices: 2 * 5 * (2 + 40) * 256)
+    many = [Request(str(n), "w1") for n in range(200)]
+    sizes = [len(group.finished) for group in tiny.stream(many)]
+    longest = max(answer.output_tokens for answer in tiny.generate(many[:1]))
+    assert sizes[0] == 5
+    assert max(sizes) == min(32, 5 * 42 // (2 + min(40, longest * 3 // 2 + 1)))
+    assert sum(sizes) == 200
 
 
 def test_no_pad_token_is_no_obstacle(folders):

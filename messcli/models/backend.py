@@ -198,6 +198,15 @@ class Warns(Protocol):
 
 
 @runtime_checkable
+class Cancels(Protocol):
+    """A Backend whose stream another thread can end while it waits for a device."""
+
+    def cancel(self) -> None:
+        """End the stream that runs, within seconds; what isn't finished stays unanswered."""
+        ...
+
+
+@runtime_checkable
 class OtherProcesses(Protocol):
     """A Backend whose model computes in other processes of this machine."""
 

@@ -144,13 +144,21 @@ class Client:
     ) -> Iterator[Sequence[tuple[int, T]]]:
         """Await `ask` of 0 to `count` - 1, as many at a time as `concurrency` says; results as they come.
 
-        Groups come once a second or every 64 results. What `ask` raises ends it, after the results before.
+        Groups come once a second, be they empty, or every 64 results. What `ask` raises ends it, after the
+        results before.
         Closing the iterator cancels what is under way.
         """
         ready: queue.SimpleQueue[Sequence[tuple[int, T]] | BaseException | None] = queue.SimpleQueue()
         future = asyncio.run_coroutine_threadsafe(_all(count, ask, concurrency, ready.put), self._loop)
         try:
-            while (group := ready.get()) is not None:
+            while True:
+                try:
+                    group = ready.get(timeout=_GROUP_SECONDS)
+                except queue.Empty:
+                    yield ()  # so that the caller may read a meter, or close
+                    continue
+                if group is None:
+                    return
                 if isinstance(group, BaseException):
                     raise group
                 yield group

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # carries no types
 import torch
 import transformers
 
@@ -27,8 +28,9 @@ from messcli.models.checkpoint import Checkpoint, cure_for, first_attribute, is_
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec, TransformersOptions
 
-_LARGEST_BATCH = {"cuda": 64, "cpu": 32}  # beyond these, throughput is flat and latency is not
+_LARGEST_BATCH = {"cuda": 1024, "cpu": 32}  # beyond 32 a CPU's throughput is flat; on a card memory ends it
 _BATCH_WITHOUT_SIZES = 8  # where the config does not say how large its key-value cache is
+_FEW_ANSWERS = 64  # before so many are known, every answer may be as long as it is allowed to be
 _MEMORY_SHARE = 0.5  # of the free memory for the cache; the rest is for activations
 
 # torch keeps one generator per device in the process, and manual_seed sets them all
@@ -47,6 +49,10 @@ class TransformersBackend(InBatches):
         self._model: Any = None
         self._generation_config: Any = None
         self._stops: _StopStrings | None = None
+        self._parked: Any = None  # the model in this host's memory, while it is suspended
+        self._cancelled = threading.Event()
+        self._longest: int | None = None  # tokens of an answer, of those so far
+        self._answers = 0
         self._token_budget: int | None = None  # rows x tokens that a batch may take, learnt from running out
 
     # --- loading ---
@@ -81,6 +87,9 @@ class TransformersBackend(InBatches):
         reached, gated models, code that would have to be trusted, a missing card, too little memory.
         """
         if self._model is not None:
+            return
+        if self._parked is not None:
+            self._unpark()
             return
         self._check_device()
         config = self.checkpoint.config
@@ -130,11 +139,37 @@ class TransformersBackend(InBatches):
     def unload(self) -> None:
         """Drop the weights and give their memory back; the tokenizer stays."""
         model = None if self._model is None else weakref.ref(self._model)
-        self._model = None
+        self._model = self._parked = None
         self._generation_config = self._stops = None
         self.checkpoint.forget_prompts()
         # most are gone by now; the collector, which walks all libraries (0.1 CPU s), is for those in a cycle
         _free_memory(collect=model is not None and model() is not None)
+
+    def suspend(self) -> None:
+        """Move the weights from one card into this host's memory, where there is room; else drop them."""
+        if self._model is None:
+            return
+        model, cards = self._model, [device for device in self.devices if device != "cpu"]
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        movable = len(cards) == 1 and len(self.devices) == 1 and not getattr(model, "is_quantized", False)
+        if not movable or weights > psutil.virtual_memory().available:
+            self.unload()
+            return
+        self._parked, self._model = (model.to("cpu"), cards[0]), None
+        _free_memory()
+
+    def resume(self) -> None:
+        self.load()
+
+    def _unpark(self) -> None:
+        model, card = self._parked
+        try:
+            self._model, self._parked = model.to(card), None
+        except Exception as error:
+            model.to("cpu")
+            _free_memory()
+            raise self.checkpoint.explained(error) from error
+        self._synchronize()
 
     def load_options(self) -> dict[str, Any]:
         """What `from_pretrained` of the model is given, beside the path."""
@@ -193,11 +228,12 @@ class TransformersBackend(InBatches):
     def stream(self, requests: Sequence[Request]) -> Iterator[Group]:
         """Batches over the whole share, longest first; each is a group. See `messcli.models.backend.Backend`.
 
-        A batch is as large as memory allows when its turn comes, so that what ran out of memory once is
-        not tried again.
+        A batch is as large as memory allows when its turn comes, for its longest prompt and the longest answer
+        that is to be expected.
         """
         if not requests:
             return
+        self._cancelled.clear()
         self.load()
         refused, prompts = self.checkpoint.prompts(requests)
         if refused:
@@ -206,7 +242,14 @@ class TransformersBackend(InBatches):
         while waiting:
             size = self._rows(len(prompts[waiting[0]]))
             batch, waiting = waiting[:size], waiting[size:]
-            yield group_of(self._answered({index: prompts[index] for index in batch}, requests))
+            answers = self._answered({index: prompts[index] for index in batch}, requests)
+            if self._cancelled.is_set():  # its answers were cut
+                return
+            yield group_of(answers)
+
+    def cancel(self) -> None:
+        """End the stream that runs, from any thread: its batch at the next token, unanswered."""
+        self._cancelled.set()
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Batches of indices, longest prompts first, so that what runs out of memory does so at once.
@@ -228,7 +271,16 @@ class TransformersBackend(InBatches):
         most, budget = self._batch_limits()
         if budget is None:
             return most
-        return max(1, min(most, budget // (prompt_tokens + self.spec.max_new_tokens)))
+        return max(1, min(most, budget // (prompt_tokens + self._expected_answer())))
+
+    def _expected_answer(self) -> int:
+        """Tokens of the longest answer that a batch is planned for: the longest so far and a half more.
+
+        Half of the free memory isn't planned with, and a batch that still runs out of it is halved.
+        """
+        if self._longest is None or self._answers < _FEW_ANSWERS:
+            return self.spec.max_new_tokens
+        return min(self.spec.max_new_tokens, self._longest * 3 // 2 + 1)
 
     def _batch_limits(self) -> tuple[int, int | None]:
         """The most rows of a batch, and the most rows x tokens (None: any), by memory and by what ran out."""
@@ -266,9 +318,12 @@ class TransformersBackend(InBatches):
         generated, the end token included. With do_sample each request runs alone, seeded by its key.
         Raises ModelError when the model can't be loaded or fails.
         """
+        self._cancelled.clear()
         self.load()
         answers, prompts = self.checkpoint.prompts(batch)
         answers.update(self._answered(prompts, batch))
+        if self._cancelled.is_set():
+            raise self.checkpoint.error("was told to stop while it answered", "Run the same command again")
         return [answers[index] for index in range(len(batch))]
 
     def _answered(
@@ -283,15 +338,19 @@ class TransformersBackend(InBatches):
         while chunks:
             chunk = chunks.pop(0)
             rows = self._run([prompts[index] for index in chunk], requests[chunk[0]])
+            if self._cancelled.is_set():
+                return answers
             if rows is not None:
                 for index, (row, log_probabilities) in zip(chunk, rows, strict=True):
-                    answers[index] = self.checkpoint.answer(
+                    answers[index] = answer = self.checkpoint.answer(
                         prompts[index],
                         row,
                         self._generation_config.eos_token_id,
                         () if self._stops is None else self._stops.strings,
                         log_probabilities,
                     )
+                    self._longest = max(self._longest or 0, answer.output_tokens)
+                    self._answers += 1
                 continue
             _free_memory()
             longest = max(len(prompts[index]) for index in chunk) + self.spec.max_new_tokens
@@ -370,9 +429,9 @@ class TransformersBackend(InBatches):
             tokens[row, span] = torch.tensor(ids, dtype=torch.long)
             mask[row, span] = 1
         start = 1 if self.checkpoint.config.is_encoder_decoder else width
-        stops = None
+        stops = transformers.StoppingCriteriaList([_Cancelled(self._cancelled)])
         if self._stops is not None and config.min_new_tokens != config.max_new_tokens:
-            stops = transformers.StoppingCriteriaList([self._stops.after(start)])
+            stops.append(self._stops.after(start))
         # a beam changes its row from step to step
         watch = _TokenLogProbabilities() if (config.num_beams or 1) == 1 else None
         watched = {} if watch is None else {"logits_processor": transformers.LogitsProcessorList([watch])}
@@ -439,6 +498,18 @@ class _TokenLogProbabilities(transformers.LogitsProcessor):  # type: ignore[misc
         return rows
 
 
+class _Cancelled(transformers.StoppingCriteria):  # type: ignore[misc]  # carries no types
+    """Ends every row of a batch when its stream is cancelled."""
+
+    def __init__(self, cancelled: threading.Event) -> None:
+        self._cancelled = cancelled
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        return torch.full(
+            (len(input_ids),), self._cancelled.is_set(), dtype=torch.bool, device=input_ids.device
+        )
+
+
 class _StopStrings(transformers.StoppingCriteria):  # type: ignore[misc]  # carries no types
     """Ends a row where its answer holds a stop string, wherever tokens begin and end.
 
@@ -488,8 +559,6 @@ def free_bytes(devices: Sequence[str]) -> int:
     """Bytes that the cache may grow into; over several cards, that of the fullest times their number."""
     cards = [device for device in devices if device.startswith("cuda")]
     if not cards:
-        import psutil  # type: ignore[import-untyped]  # comes with accelerate
-
         return int(psutil.virtual_memory().available)
     free = []
     for card in cards:

@@ -2,6 +2,7 @@
 
 python tools/bench/serving.py openai [--requests N]    # a stand-in for a server: 200 ms, 256 at a time
 python tools/bench/serving.py vllm MODEL_FOLDER        # in an environment with vLLM: .ci/vllm makes one
+python tools/bench/serving.py card                     # transformers on a card: batches, turns, memory
 """
 
 from __future__ import annotations
@@ -196,8 +197,9 @@ def _route(folder: Path, prompts: list[str]) -> tuple[list[int], float]:
     def timed(self: VllmBackend) -> None:
         load(self)
         if not ready:
+            ready.append(0.0)
             self.generate([Request("warm-up", prompts[0])])
-            ready.append(time.perf_counter())
+            ready[0] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -230,17 +232,173 @@ def _route(folder: Path, prompts: list[str]) -> tuple[list[int], float]:
     return [row["output_tokens"] for row in rows], last - ready[0]
 
 
+# --- transformers on a card ---
+
+
+def card_model(folder: Path, layers: int, hidden: int) -> None:
+    """A Llama of random weights in bfloat16; 16 layers of 2048 are a billion parameters."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{n}" for n in range(32_000 - 4))]
+    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=hidden // 128, num_key_value_heads=max(1, hidden // 512), pad_token_id=0,
+        max_position_embeddings=8192,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder)
+
+
+def card_backend(folder: Path, tokens: int, **more: Any) -> Any:
+    spec = model_spec(
+        name=folder.name, path=str(folder), device="cuda:0", dtype="bfloat16", max_new_tokens=tokens, **more
+    )
+    return create(spec, batch_size=None)
+
+
+def stream_rate(backend: Any, asked: list[Request]) -> tuple[float, int]:
+    """Tokens per second, and the largest batch."""
+    started = time.perf_counter()
+    groups = [group for group in backend.stream(asked) if group.finished]
+    tokens = sum(answer.output_tokens for group in groups for _, answer in group.finished)
+    return tokens / (time.perf_counter() - started), max(len(group.finished) for group in groups)
+
+
+def card() -> bool:
+    import torch
+
+    numbers = random.Random(1)
+    asked = [
+        Request(n, " ".join(f"w{numbers.randrange(9000)}" for _ in range(numbers.randint(20, 200))))
+        for n in range(1024)
+    ]
+    met = True
+    with tempfile.TemporaryDirectory() as name:
+        small, large = Path(name) / "small", Path(name) / "large"
+        card_model(small, 16, 2048)
+        card_model(large, 32, 4096)
+        torch.cuda.empty_cache()
+        for check, folder in ((batches, small), (plain_loop, small), (full_memory, small), (turns, large)):
+            met &= check(folder, asked)
+            torch.cuda.empty_cache()
+    return met
+
+
+def batches(folder: Path, asked: list[Request]) -> bool:
+    """Batches as large as memory allows, beside batches of 64."""
+    rates = []
+    for more in ({"batch_size": 64}, {}):
+        backend = card_backend(folder, 64, **more)
+        backend.load()
+        backend.generate(asked[:64])
+        rate, rows = stream_rate(backend, asked)
+        print(f"      1 B parameters, batches of {rows}: {rate:.0f} tokens/s", flush=True)
+        rates.append(rate)
+        backend.unload()
+    ratio = rates[1] / rates[0]
+    return expect("batches by memory / batches of 64", f"{ratio:.2f}", "at least 1", ratio >= 1)
+
+
+def plain_loop(folder: Path, asked: list[Request]) -> bool:
+    """The stream, log-probabilities and all, beside a loop of generate over the same batches."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    backend = card_backend(folder, 64, batch_size=256)
+    backend.load()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to("cuda").eval()
+    order = sorted(asked, key=lambda request: -len(request.prompt.split()))
+    tokenizer = backend.checkpoint.tokenizer
+    tokenizer.padding_side = "left"
+
+    def loop() -> float:
+        started, tokens = time.perf_counter(), 0
+        for at in range(0, len(order), 256):
+            prompts = [request.prompt for request in order[at : at + 256]]
+            inputs = tokenizer(prompts, return_tensors="pt", padding=True).to("cuda")
+            inputs.pop("token_type_ids", None)
+            rows = model.generate(**inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
+            for row in rows[:, inputs["input_ids"].shape[1] :].tolist():
+                tokens += row.index(2) + 1 if 2 in row else len(row)
+            tokenizer.batch_decode(rows)
+        return tokens / (time.perf_counter() - started)
+
+    pairs = [(stream_rate(backend, asked)[0], loop()) for _ in range(4)][1:]
+    ours, theirs = (sum(column) / len(column) for column in zip(*pairs, strict=True))
+    backend.unload()
+    print(f"      stream {ours:.0f} tokens/s, plain loop {theirs:.0f}, batches of 256")
+    return expect("stream / plain loop", f"{ours / theirs:.3f}", "at least 0.97", ours >= 0.97 * theirs)
+
+
+def full_memory(folder: Path, asked: list[Request]) -> bool:
+    """Memory runs out for real, in the middle of a batch that was too large from the start."""
+    import torch
+
+    backend = card_backend(folder, 512, batch_size=1024)
+    backend.load()
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(free - 3 * 2**30, dtype=torch.uint8, device="cuda")
+    sizes, failed = [], 0
+    for group in backend.stream(asked):
+        sizes.append(len(group.finished))
+        failed += sum(answer.error is not None for _, answer in group.finished)
+    del hog
+    backend.unload()
+    print(f"      3 GiB free: groups of {sizes}")
+    answered = sum(sizes) - failed
+    return expect("1,024 at once with 3 GiB free: answered", f"{answered}", "1024", answered == len(asked))
+
+
+def turns(folder: Path, asked: list[Request]) -> bool:
+    """A model of 7 billion parameters leaves the card and comes back."""
+    import torch
+
+    backend = card_backend(folder, 64)
+    seconds: dict[str, float] = {}
+
+    def timed(what: str, work: Any) -> None:
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds[what] = time.perf_counter() - started
+
+    timed("load", backend.load)
+    before = backend.generate(asked[:2])
+    timed("suspend", backend.suspend)
+    left = torch.cuda.memory_allocated() / 2**30
+    timed("resume", backend.resume)
+    same = backend.generate(asked[:2]) == before
+    timed("unload", backend.unload)
+    timed("load again", backend.load)
+    print("      7 B parameters: " + ", ".join(f"{what} {took:.2f} s" for what, took in seconds.items()))
+    ratio = seconds["resume"] / seconds["load again"]
+    met = expect("resume / load again", f"{ratio:.2f}", "below 1", ratio < 1)
+    met &= expect("GiB left on the card while suspended", f"{left:.2f}", "at most 0.1", left <= 0.1)
+    return met & expect("answers after it", "the same" if same else "others", "the same", same)
+
+
 def main() -> Iterator[bool]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["openai", "vllm"])
+    parser.add_argument("what", choices=["openai", "vllm", "card"])
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--requests", type=int)
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     if options.what == "openai":
         yield openai(options.requests or 2000)
+    elif options.what == "card":
+        yield card()
     elif options.model is None:
         parser.error("name a model's folder")
     else:
