@@ -104,6 +104,7 @@ class Outcome:
     seconds: float | None = None
     meter: str | None = None  # nvml | rapl | estimate | replay | recorded
     error: str | None = None
+    worth: float | None = None  # joules that decisions take it for, where they save something else
     unscored: str | None = None  # why the metric gave no accuracy; the answer itself stands
 
     def dumps(self) -> bytes:

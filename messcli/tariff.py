@@ -11,6 +11,7 @@ from typing import Any
 
 JOULES_PER_KWH = 3.6e6
 HOURS = 24
+JOULES, MONEY, GRAMS = "joules", "money", "grams"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,24 @@ class Tariff:
     grams_per_kwh: tuple[float, ...] = ()  # of CO2 equivalents
     currency: str = ""
     as_of: str = ""  # the date of these numbers
+    minimize: str = JOULES  # what decisions save: joules, money or grams
     per_token: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # model -> price
 
     def __bool__(self) -> bool:
         return bool(self.price_per_kwh or self.grams_per_kwh or self.per_token)
+
+    def worth(self, model: str, prompt_tokens: int, output_tokens: int) -> float | None:
+        """What decisions take an answer for, in joules, where that isn't its own joules.
+
+        To save money is to save joules where electricity is what is paid for. A model that is paid by the token is
+        taken for the joules that its price would buy here, over the mean of the day. Grams follow joules: one mix of
+        power plants is stated for all models.
+        """
+        if self.minimize != MONEY or model not in self.per_token:
+            return None
+        paid = _paid(self.per_token[model], prompt_tokens, output_tokens)
+        here = sum(self.price_per_kwh) / len(self.price_per_kwh) if self.price_per_kwh else 1.0
+        return paid / here * JOULES_PER_KWH
 
     @property
     def basis(self) -> str:
@@ -74,10 +89,7 @@ class Spent:
         kwh = joules / JOULES_PER_KWH
         price = tariff.per_token.get(model) if model is not None else None
         if price is not None:
-            tokens = {"request": 1, "prompt_token": prompt_tokens, "output_token": output_tokens}
-            self.money = (self.money or 0.0) + sum(
-                price.get(name, 0.0) * count for name, count in tokens.items()
-            )
+            self.money = (self.money or 0.0) + _paid(price, prompt_tokens, output_tokens)
         elif tariff.price_per_kwh:
             self.money = (self.money or 0.0) + kwh * _at(tariff.price_per_kwh, hour)
         if tariff.grams_per_kwh:
@@ -100,6 +112,11 @@ class Spent:
     def as_json(self) -> dict[str, Any]:
         """As a state keeps it; `Spent(**found)` reads it back."""
         return {"joules": self.joules, "money": self.money, "grams": self.grams}
+
+
+def _paid(price: Mapping[str, float], prompt_tokens: int, output_tokens: int) -> float:
+    tokens = {"request": 1, "prompt_token": prompt_tokens, "output_token": output_tokens}
+    return sum(price.get(name, 0.0) * count for name, count in tokens.items())
 
 
 def _at(values: Sequence[float], hour: int) -> float:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from messcli import zoo_values as values
 from messcli.errors import ZooError, shown
-from messcli.tariff import HOURS, Tariff
+from messcli.tariff import GRAMS, HOURS, JOULES, MONEY, Tariff
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +40,7 @@ _LOAD_OWN_FIELD = {
     "weights_only": "allow_pickle",
 }
 _GENERATION_OWN_FIELD = {"max_new_tokens": "max_new_tokens", "max_length": "max_new_tokens"}
-_TARIFF = ("price_per_kwh", "grams_per_kwh", "currency", "as_of")
+_TARIFF = ("price_per_kwh", "grams_per_kwh", "currency", "as_of", "minimize")
 _ENGINES_SHARE = 0.9  # of a device's memory for all vLLM engines on it
 # what people write beside `path` and transformers takes elsewhere
 _BELONGS_IN = {
@@ -283,6 +283,7 @@ def load_zoo(path: str | os.PathLike[str] | None = None) -> Zoo:
     except tomllib.TOMLDecodeError as error:
         raise ZooError(_toml_message(file, text, str(error))) from None
     zoo = _parse(document, file)
+    _check_minimize(zoo, file)
     return replace(zoo, found=path is None and file == Path("zoo.toml"))
 
 
@@ -340,6 +341,7 @@ _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
     "grams_per_kwh": values.hourly(HOURS),
     "currency": values.string,
     "as_of": values.date,
+    "minimize": values.one_of(JOULES, MONEY, GRAMS),
     "command": values.command,
     "command_seconds": values.positive("a number of seconds above 0"),
 }
@@ -387,6 +389,18 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
         description=description,
         path=file,
     )
+
+
+def _check_minimize(zoo: Zoo, file: Path) -> None:
+    """What is to be saved has to be stated."""
+    tariff = zoo.tariff
+    if tariff.minimize == GRAMS and not tariff.grams_per_kwh:
+        raise ZooError(f'{file}: [energy]: minimize = "grams": state grams_per_kwh')
+    unpaid = [name for name in zoo.names if name not in tariff.per_token]
+    if tariff.minimize == MONEY and unpaid and not sum(tariff.price_per_kwh):
+        raise ZooError(
+            f'{file}: [energy]: minimize = "money": state price_per_kwh, above 0, which model "{unpaid[0]}" is paid by'
+        )
 
 
 def _with_memory_shares(models: list[ModelSpec]) -> list[ModelSpec]:

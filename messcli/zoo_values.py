@@ -135,6 +135,17 @@ def hourly(hours: int) -> Callable[[object], tuple[float, ...]]:
     return check
 
 
+def one_of(*words: str) -> Callable[[object], str]:
+    """One of these words."""
+
+    def check(value: object) -> str:
+        if value not in words:
+            raise BadValue(f"must be one of {', '.join(words)}, not {shown(value)}")
+        return str(value)
+
+    return check
+
+
 def date(value: object) -> str:
     if isinstance(value, datetime.date):
         return value.isoformat()

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_models import requests, write_joules, write_zoo
+from fake_models import FakeBackend, requests, write_joules, write_zoo
 
 from messcli.cli import main
-from messcli.errors import ZooError
+from messcli.errors import StateError, ZooError
 from messcli.jobs.route import RouteConfig, route
+from messcli.registry import BACKENDS
 from messcli.report import make_report
 from messcli.report.page import page
 from messcli.tariff import JOULES_PER_KWH, Spent, Tariff
-from messcli.zoo import load_zoo
+from messcli.zoo import Zoo, load_zoo
 
+SPEND = {"frugal": (1.0, 0.9), "cheap": (5.0, 0.1), "large": (9.0, 2.0)}  # joules and money of a request
 MODEL = '[[models]]\nname = "a"\npath = "b"\n'
 STATED = "\n[energy]\nprice_per_kwh = 0.30\ngrams_per_kwh = 400\ncurrency = 'EUR'\nas_of = 2026-11-01\n"
 
@@ -90,6 +92,73 @@ def test_prices_that_can_not_be_meant(tmp_path: Path, text: str, told: str) -> N
     with pytest.raises(ZooError) as caught:
         load_zoo(file)
     assert told in str(caught.value)
+
+
+def test_worth_is_the_joules_that_a_hosted_models_price_would_buy() -> None:
+    price = {"large": {"output_token": 3e-6}}
+    saves = Tariff(price_per_kwh=(0.3,), per_token=price, minimize="money")
+    assert saves.worth("large", 10, 100) == pytest.approx(3e-4 / 0.3 * JOULES_PER_KWH)
+    assert saves.worth("small", 10, 100) is None  # electricity is what is paid for: joules are money
+    assert Tariff(price_per_kwh=(0.3,), per_token=price).worth("large", 10, 100) is None
+    by_hour = Tariff(price_per_kwh=(0.1,) * 12 + (0.5,) * 12, per_token=price, minimize="money")
+    assert by_hour.worth("large", 10, 100) == pytest.approx(saves.worth("large", 10, 100))
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ('minimize = "cost"', "minimize: must be one of joules, money, grams, not 'cost'"),
+        (
+            'minimize = "money"',
+            'minimize = "money": state price_per_kwh, above 0, which model "a" is paid by',
+        ),
+        ('minimize = "money"\nprice_per_kwh = 0', "state price_per_kwh, above 0"),
+        ('minimize = "grams"', 'minimize = "grams": state grams_per_kwh'),
+    ],
+)
+def test_what_is_to_be_saved_has_to_be_stated(tmp_path: Path, stated: str, told: str) -> None:
+    file = tmp_path / "zoo.toml"
+    file.write_text(f"{MODEL}[energy]\n{stated}\n")
+    with pytest.raises(ZooError) as caught:
+        load_zoo(file)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("minimize", ["joules", "money"])
+def test_decisions_save_what_they_are_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minimize: str
+) -> None:
+    """Two models that are right about everything: one takes few joules and is dear, the other the reverse."""
+    monkeypatch.setitem(BACKENDS, "fake", FakeBackend)
+    monkeypatch.setattr("fake_models.SKILLS", {"frugal": 99, "cheap": 99, "large": 99})
+    zoo = tmp_path / "z.toml"
+    models = "".join(f'[[models]]\nname = "{name}"\npath = "x"\nbackend = "fake"\n' for name in SPEND)
+    zoo.write_text(
+        f"{models}[sla]\nalpha = 0.9\nmetric = 'exact'\n[energy]\nprice_per_kwh = 0.36\nminimize = '{minimize}'\n"
+    )
+    prices = {name: {"request": money} for name, (_, money) in SPEND.items()}
+    monkeypatch.setattr(
+        Zoo, "tariff", property(lambda self: Tariff((0.36,), minimize=minimize, per_token=prices))
+    )
+    rows = requests(200)
+    table = tmp_path / "joules.jsonl"
+    outcomes = {name: {"joules": joules, "accuracy": 1.0} for name, (joules, _) in SPEND.items()}
+    table.write_text("".join(f"{json.dumps({**row, 'models': outcomes})}\n" for row in rows))
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    paths = [str(tmp_path / name) for name in ("in.jsonl", "o.jsonl")]
+    config = RouteConfig.of(*paths, zoo=str(zoo), meter=f"replay:{table}", window=8)
+    summary = route(config)
+    wanted = "frugal" if minimize == "joules" else "cheap"
+    assert summary.served[wanted] > 150, summary.served
+    last = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[-1])
+    assert last["joules"] == SPEND[wanted][0]  # rows have joules, whatever is saved
+    if minimize == "money":  # what was learnt in one unit isn't continued in another
+        zoo.write_text(zoo.read_text().replace("minimize = 'money'", ""))
+        monkeypatch.setattr(Zoo, "tariff", property(lambda self: Tariff((0.36,), per_token=prices)))
+        with pytest.raises(
+            StateError, match="was made with minimize money, and this run has minimize joules"
+        ):
+            route(config)
 
 
 def test_summary_report_json_and_page_say_what_a_run_cost(

@@ -55,6 +55,7 @@ def open_live(
         max_loaded=running.max_loaded,
         weights=weights,
         stopping=stopping,
+        tariff=zoo.tariff,
     )
 
 

@@ -23,6 +23,7 @@ from messcli.routing.loop import Planned, Unfinished
 from messcli.routing.setup import Setup
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.state.state import State
+from messcli.tariff import JOULES
 from messcli.zoo import Zoo
 
 # (what decides, size of the zoo, plan -> alpha) -> a controller that has seen nothing yet
@@ -118,8 +119,11 @@ def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> Non
         "predictor": "mean" if setup.policy == "random" else setup.predictor,
         "window": setup.window,
         "seed": setup.seed,
+        "minimize": zoo.tariff.minimize,
     }
     known = state.database.meta("signature")
+    if known is not None:
+        known.setdefault("minimize", JOULES)  # a state of 0.1
     if known is not None and known["metric"] in metric.continues:
         known = {**known, "metric": metric.signature}
         state.database.set_meta("signature", known)

@@ -178,6 +178,8 @@ class Summary:
             + (f" ({by_meter})" if set(self.overhead) - set(self.meters) else ""),
         )
         yield "overhead", overhead_words(self.overhead_joules, self.named_overhead)
+        if cost := self.spent.words(self.tariff.currency):
+            yield "cost", f"{cost} ({self.tariff.basis})"
         if self.alone is not None:
             yield "against", headline(self.total_joules / self.routed, self.alone)
             yield "basis", self.alone.basis
@@ -270,7 +272,8 @@ class Tally:
                 )
             if outcome.joules:
                 self._billed += outcome.joules
-                self._compare(line, m, outcome.joules, outcome.meter)
+                if outcome.worth is None:
+                    self._compare(line, m, outcome.joules, outcome.meter)
 
     def _add_failure(self, error: str | None) -> None:
         self._failed += 1

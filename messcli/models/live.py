@@ -17,7 +17,8 @@ from messcli.models.backend import Backend, Billed, SelfMetered, fitting
 from messcli.models.billing import Billing
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
-from messcli.records import Answer, Asked, Request
+from messcli.records import Answer, Asked, Outcome, Request
+from messcli.tariff import FREE, Tariff
 
 GRACE_SECONDS = 5.0  # that answers which are being made get, when the run is told to stop
 _TICK_SECONDS = 0.2  # how often a wait for answers looks whether it is
@@ -38,6 +39,7 @@ class Live:
         max_loaded: models in memory at a time; None: as many as there is memory for.
         weights: model -> how its batches' joules are split; by tokens where it isn't said.
         stopping: whether the run was told to stop.
+        tariff: what joules and tokens cost.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Live:
         max_loaded: int | None = None,
         weights: Mapping[str, Weight] | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        tariff: Tariff = FREE,
     ) -> None:
+        self._tariff = tariff
         self.names = tuple(backend.spec.name for backend in backends)
         self._backends = backends
         self._ledger = ledger
@@ -71,6 +75,9 @@ class Live:
             tuple(m for m in range(len(self._backends)) if fits[m][index]) for index in range(len(requests))
         ]
 
+    def _scored(self, m: int, request: Request, answer: Billed) -> Outcome:
+        return score(self._metric, request, answer, model=self.names[m], tariff=self._tariff)
+
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         shares: dict[int, list[int]] = {}  # per model, positions in `asked`
         for position, (_, models) in enumerate(asked):
@@ -81,7 +88,7 @@ class Live:
             made = []
             for index, answer in answers:
                 position = shares[m][index]
-                made.append((position, m, score(self._metric, asked[position][0], answer)))
+                made.append((position, m, self._scored(m, asked[position][0], answer)))
             return made
 
         try:

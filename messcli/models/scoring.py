@@ -6,9 +6,12 @@ from messcli.errors import MetricError
 from messcli.metrics import Metric
 from messcli.models.backend import Billed
 from messcli.records import Outcome, Request
+from messcli.tariff import FREE, Tariff
 
 
-def score(metric: Metric, request: Request, answer: Billed) -> Outcome:
+def score(
+    metric: Metric, request: Request, answer: Billed, *, model: str = "", tariff: Tariff = FREE
+) -> Outcome:
     """What a model did with a request. Where the metric fails, the answer stands without an accuracy."""
     generation = answer.generation
     accuracy, unscored = None, None
@@ -26,5 +29,6 @@ def score(metric: Metric, request: Request, answer: Billed) -> Outcome:
         seconds=answer.seconds,
         meter=answer.meter,
         error=generation.error,
+        worth=tariff.worth(model, generation.prompt_tokens, generation.output_tokens),
         unscored=unscored,
     )

@@ -280,8 +280,9 @@ def _event(
     for m, outcome in outcomes.items():
         if sees and outcome.accuracy is not None and outcome.error is None:
             accuracies[m] = outcome.accuracy
-        if outcome.joules is not None:
-            joules[m] = outcome.joules
+        cost = outcome.joules if outcome.worth is None else outcome.worth
+        if cost is not None:
+            joules[m] = cost
     served: int | None = decision.model
     if served not in answered:  # on an exploration another model has answered, and was paid for
         served = max(answered, default=None)
