@@ -247,6 +247,32 @@ def test_a_job_may_be_too_short_to_route(tried, enough, told):
     assert told in "\n".join(advice_lines(table, replace(advice, lengths=lengths)))
 
 
+@pytest.mark.parametrize(
+    ("alpha", "command"), [(0.66, "messcli route --policy largest"), (0.01, "--policy smallest")]
+)
+def test_where_one_model_takes_less_its_command_is_advised(alpha, command):
+    """The large model costs little more than the others here, so that explorations never pay."""
+    table = make_table(150)
+    cheap = {"small": 1.0, "medium": 1.01, "large": 1.02}
+    outcomes = {
+        key: {name: replace(one, joules=cheap[name]) for name, one in known.items()}
+        for key, known in table.outcomes.items()
+    }
+    table = replace(table, outcomes=outcomes)
+    if alpha > 0.5:  # the middle one can't keep it
+        low = {"small": 0.0, "medium": 0.0, "large": 1.0}
+        outcomes = {
+            key: {name: replace(one, accuracy=low[name]) for name, one in known.items()}
+            for key, known in outcomes.items()
+        }
+        table = replace(table, outcomes=outcomes)
+    config = SimulateConfig((alpha,), v=(0.001,), c=(3.0,), orders=2, setup=Setup(predictor="mean"))
+    (advice,) = advise(table, config)
+    assert advice.lengths.enough is None
+    assert advice.command.endswith(command)
+    assert f"Use {advice.lengths.model}" in "\n".join(advice_lines(table, advice))
+
+
 def test_shorter_jobs_are_run_and_compared_with_one_model_alone():
     table = make_table(300)
     config = SimulateConfig((0.66,), v=(0.001,), c=(0.3,), orders=3, setup=Setup(predictor="linear"))

@@ -40,7 +40,7 @@ class Advice:
     chosen: Line | None  # on the orders used for choosing; None: no setting met alpha often enough
     check: Line | None  # the same setting on as many other orders
     nearest: Line | None  # without a choice: what met alpha most often
-    command: str  # the choice as options of `route`; "" without one
+    command: str  # `route` with the choice, or with the one model that takes less; "" without either
     lengths: Lengths | None  # None: no setting was chosen, or no model alone keeps alpha
 
     @property
@@ -154,9 +154,21 @@ def _advise(
         chosen=chosen,
         check=check,
         nearest=nearest,
-        command="" if chosen is None else _command(chosen, config),
+        command=_advised(table, chosen, lengths, config),
         lengths=lengths,
     )
+
+
+def _advised(
+    table: OutcomeTable, chosen: Line | None, lengths: Lengths | None, config: SimulateConfig
+) -> str:
+    if chosen is None:
+        return ""
+    if lengths is None or lengths.enough is not None:
+        return _command(chosen, config)
+    alone = {table.names[0]: "smallest", table.names[-1]: "largest"}.get(lengths.model)
+    # `route` has no policy for a model between them: it needs a zoo of its own
+    return "" if alone is None else f"messcli route --policy {alone}"
 
 
 def _joules(line: Line) -> float:
@@ -250,7 +262,8 @@ def advice_lines(table: OutcomeTable, advice: Advice) -> list[str]:
         text.append(f"    {verdict}")
     if advice.lengths is not None:
         text.append(f"  {_told_lengths(advice.lengths, load is not None)}")
-    text.append(f"  {advice.command}")
+    if advice.command:
+        text.append(f"  {advice.command}")
     return text
 
 
