@@ -156,6 +156,30 @@ class Joules:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """Accuracies given a model's answer. Signals enter by their ranks, from -1/2 to 1/2."""
+
+    remembered: int = 256
+    """A model's latest answers: ranks are taken among them. Raised: finer ranks, later notice of other traffic."""
+    typical: int = 12
+    """Typical answers that the worth of a look is averaged over. Raised: less noise, more time."""
+    slope: float = 0.5
+    """Accuracy: expected size of a weight. Raised: few answers are followed more boldly."""
+    offset: float = 0.2
+    """Accuracy: expected size of a constant difference to the prompts' estimates, which is no part of what is said."""
+    carried: float = 0.4
+    """The part of what an answer says of its own model that it says of a larger one, while little is known of that."""
+    variance: float = 0.2
+    """Accuracy squared: of A - Â(x), until some are known. Lowered: bolder."""
+    variance_weight: float = 10.0
+    """Answers' worth of belief in it."""
+    least: int = 8
+    """Answers of a model before they say anything."""
+    growth: float = 0.05
+    """Part of the answers seen that must be new before they change what is said. Raised: less time, later notice."""
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """The paper's linear predictors."""
 
@@ -201,6 +225,7 @@ LATENT = Latent()
 REGRESSION = Regression()
 RIDGE = Ridge()
 JOULES = Joules()
+ANSWER = Answer()
 LINEAR = Linear()
 FAST_TEXT = FastText()
-ALL = (TEXT, LATENT, REGRESSION, RIDGE, JOULES, LINEAR, FAST_TEXT)
+ALL = (TEXT, LATENT, REGRESSION, RIDGE, JOULES, ANSWER, LINEAR, FAST_TEXT)
