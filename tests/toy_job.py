@@ -78,7 +78,7 @@ def mixed_requests(count: int) -> list[dict[str, Any] | str]:
 
 
 def ledger(state: Path) -> dict[str, list[Any]]:
-    """All that a state knows, but for times, and for how it is stored."""
+    """All that a state knows of the job, but for times and for how it is stored; nothing of its last run alone."""
     queries = {
         "requests": "SELECT * FROM requests ORDER BY seq",
         "accounts": "SELECT * FROM accounts ORDER BY period, plan",
@@ -87,7 +87,7 @@ def ledger(state: Path) -> dict[str, list[Any]]:
         "settings": "SELECT t, value FROM settings ORDER BY rowid",
         "outputs": "SELECT * FROM outputs ORDER BY path",
         "rows": "SELECT * FROM rows ORDER BY seq",
-        "meta": "SELECT * FROM meta ORDER BY name",
+        "meta": "SELECT * FROM meta WHERE name NOT IN ('alone', 'overhead') ORDER BY name",
     }
     db = sqlite3.connect(state)
     try:

@@ -153,7 +153,8 @@ def run_job(
             named_overhead=live.named_overhead,
         )
         _keep_named(state, summary.named_overhead)
-        if summary.alone is not None and summary.routed:  # for reports: a state doesn't hold what it rests on
+        # For reports: a state doesn't hold what it rests on. A run that was killed at its very end left none.
+        if summary.alone is not None and (summary.routed or state.database.meta("alone") is None):
             state.database.set_meta("alone", summary.alone.as_json())
         return summary
 
