@@ -194,6 +194,7 @@ class Zoo:
     alpha: float | None = None  # target mean accuracy, in [0, 1]
     metric: str | None = None
     tokenizer: str | None = None  # how a metric of words splits text; None: by script
+    against: str | None = None  # what answers are compared with: "references" (None) or "largest"
     plans: Mapping[str, float] = field(default_factory=dict)  # plan name -> its own alpha
     energy: Mapping[str, Any] = field(default_factory=dict)  # what [energy] says of meters
     description: str | None = None
@@ -333,6 +334,7 @@ _SLA_FIELDS: dict[str, Callable[[object], Any]] = {
     "alpha": values.alpha,
     "metric": values.string,
     "tokenizer": values.string,
+    "against": values.against,
 }
 _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
     "meter": values.string,
@@ -382,6 +384,7 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
         alpha=sla.get("alpha"),
         metric=sla.get("metric"),
         tokenizer=sla.get("tokenizer"),
+        against=sla.get("against"),
         plans={
             name: _checked(values.alpha, alpha, f"{file}: [plans]: {name}") for name, alpha in plans.items()
         },

@@ -64,6 +64,12 @@ def alpha(value: object) -> float:
     return float(value)
 
 
+def against(value: object) -> str:
+    if value not in ("references", "largest"):
+        raise BadValue(f'must be "references" or "largest", not {shown(value)}')
+    return str(value)
+
+
 def positive(what: str, most: float = MOST) -> Callable[[object], float]:
     """A number above 0 and up to `most`, which is `what`."""
 

@@ -34,7 +34,7 @@ EXIT_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
     EXIT_OK: ("Done.", _ALL),
     EXIT_ERROR: ("An error, told in one line on standard error with what to do about it.", _ALL),
     EXIT_USAGE: ("Wrong usage: an unknown option, a value out of range, options that contradict.", _ALL),
-    EXIT_SLA_MISSED: ("Done, but the observed mean accuracy is below alpha (with --check-sla).", ("route",)),
+    EXIT_SLA_MISSED: ("Done, but the mean accuracy is below alpha (with --check-sla).", ("route",)),
     EXIT_ROWS_WITH_ERRORS: ("Done, but some rows have `error`.", ("route", "record")),
     EXIT_UNAVAILABLE: (
         "A model's server isn't there, or its quota is used up; the same command goes on later.",

@@ -236,6 +236,17 @@ PROMISE = Group(
             metavar="NAME",
             help="How an answer is scored. {names}, or your own module:function.",
         ),
+        option(
+            "--against",
+            type=click.Choice(["references", "largest"]),
+            help="What answers are compared with. `largest`: with that model's own answers, where a coin has it answer "
+            "as well; references aren't needed. Default: as [sla] of the zoo file says, else references.",
+        ),
+        option(
+            "--sure",
+            is_flag=True,
+            help="With --against largest: aim so that the bound on the mean meets alpha, not the estimate alone.",
+        ),
         option("--check-sla", is_flag=True, help=f"Exit {EXIT_SLA_MISSED} when the promise isn't kept."),
         option(
             "--plan", metavar="NAME", help="The plan ([plans] in the zoo file) of requests that name none."

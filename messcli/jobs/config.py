@@ -51,6 +51,8 @@ class Promise:
 
     alpha: float | None = None  # mean accuracy, in [0, 1]
     metric: str | None = None
+    against: str | None = None  # "references" or "largest": what answers are compared with
+    sure: bool = False  # the bound on the mean is to meet alpha, not the estimate alone
     plan: str | None = None  # of requests that name none
     period: str | None = None  # contract period; None: the one that is open
     horizon: int | None = None  # requests that the period will have; None: as said before

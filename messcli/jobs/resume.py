@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from messcli.files.requests import open_input
 from messcli.metrics import Metric
 from messcli.records import Decision, Outcome, dumps, loads
 from messcli.routing import older
+from messcli.routing.audit import Audits
+from messcli.routing.bound import ServedMean
 from messcli.routing.controller import Controller, Event
 from messcli.routing.loop import Planned, Unfinished
 from messcli.routing.setup import Setup
@@ -54,12 +56,19 @@ class Terms:
             "counted_horizon": self.counted_horizon,
             "calibration": None if self.calibration is None else self.calibration.identity,
             "tuning": self.setup.tuning.digest,
+            **({} if self.setup.audits is None else {"audits": asdict(self.setup.audits)}),
         }
 
     def setup_under(self, settings: Mapping[str, Any]) -> Setup:
         """The setup of a run under other settings that the state has kept."""
         then: dict[str, Any] = {name: settings.get(name) for name in ("v", "c", "learn", "serve")}
-        return replace(self.setup, **then, horizon=settings.get("horizon") or settings.get("counted_horizon"))
+        audits = settings.get("audits")
+        return replace(
+            self.setup,
+            **then,
+            horizon=settings.get("horizon") or settings.get("counted_horizon"),
+            audits=None if audits is None else Audits(**audits),
+        )
 
 
 def terms_in_force(
@@ -195,8 +204,11 @@ def resume(
         controller.t = state.journal.t
     if before is None or forgotten or before["period"] != terms.period:
         rows = state.journal.accounts(terms.period)
+        if before is not None:
+            keep_means(state, controller, before["period"])
+        means = (state.database.meta(_MEANS) or {}).get(terms.period, {})
         controller.open_period(
-            {row[1]: _account(row, terms.alphas) for row in rows if row[1] in terms.alphas}
+            {row[1]: _account(row, terms.alphas, means.get(row[1])) for row in rows if row[1] in terms.alphas}
         )
     accounts = account_rows(controller, terms.period)
     state.journal.change(controller.t + 1, settings, snapshot(controller), accounts)
@@ -282,7 +294,19 @@ def account_rows(controller: Controller, period: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def _account(row: Sequence[Any], alphas: Mapping[str, float]) -> Account:
+_MEANS = "audits"  # what audits tell of each period and plan, beside the accounts
+
+
+def keep_means(state: State, controller: Controller, period: str) -> None:
+    """Keep what audits tell of a period: for reports, and for when the period is taken up again."""
+    means = {plan: asdict(one.mean) for plan, one in controller.accounts.items() if one.mean is not None}
+    if means:
+        state.database.set_meta(_MEANS, {**(state.database.meta(_MEANS) or {}), period: means})
+
+
+def _account(
+    row: Sequence[Any], alphas: Mapping[str, float], mean: Mapping[str, Any] | None = None
+) -> Account:
     """The account that `account_rows` made a row of. Its surplus is what it is under the present alpha."""
     _, plan, _, queue, observed, observed_sum, estimated, estimated_sum, explored, failed = row
     return Account(
@@ -294,4 +318,5 @@ def _account(row: Sequence[Any], alphas: Mapping[str, float]) -> Account:
         explored=explored,
         failed=failed,
         surplus=observed_sum + estimated_sum - alphas[plan] * (observed + estimated),
+        mean=None if mean is None else ServedMean(**mean),
     )

@@ -25,6 +25,8 @@ from messcli.jobs.fleet import LazyLive
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
 from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
 from messcli.jobs.summary import Progress, Summary, Tally
+from messcli.jobs.truth import REFERENCES, Agreement, agreement_metric, without_references
+from messcli.jobs.truth import audits as audits_of
 from messcli.metrics import AUTO, DEFAULT_METRIC, load_metric
 from messcli.metrics.reasoning import split_reasoning
 from messcli.records import ROW_FIELDS, Rejected, rejected_row, row_of
@@ -43,6 +45,7 @@ class Job:
 
     controller: CreateController
     row: MakeRow
+    audits: bool = False  # it may do without references
 
 
 def route(
@@ -63,7 +66,7 @@ def route(
     make = partial(_route_row, writing=config.writing)
     write = None if config.reading.format is None else load_dialect(config.reading.format).write
     row = make if write is None else lambda line, names: write(make(line, names))
-    job = Job(create_controller, row)
+    job = Job(create_controller, row, audits=True)
     return run_job(config, job, on_progress, tell)
 
 
@@ -77,6 +80,12 @@ def run_job(
     _check(config)
     zoo = load_zoo(config.zoo)
     metric = load_metric(config.promise.metric or zoo.metric or DEFAULT_METRIC, zoo.tokenizer or AUTO)
+    audits, look = None, None
+    if job.audits:
+        audits = audits_of(config.promise.against or zoo.against or REFERENCES, sure=config.promise.sure)
+    if audits is not None:
+        look = Agreement(metric, len(zoo.models))
+        metric = agreement_metric(metric)
     alphas = _alphas(config, zoo)
     calibration = _calibration(config, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time
@@ -85,7 +94,7 @@ def run_job(
         state = stack.enter_context(State(_state_path(config), wait_seconds=config.keeping.wait_seconds))
         terms = terms_in_force(
             state,
-            replace(config.setup, horizon=config.promise.horizon),
+            replace(config.setup, horizon=config.promise.horizon, audits=audits),
             alphas,
             period=config.promise.period,
             calibration=calibration,
@@ -99,8 +108,9 @@ def run_job(
             tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")
         total = count() if on_progress else None
         handle = stack.enter_context(open_input(config.input))
+        lines = read_requests(handle, config.input, config.reading.fields, config.reading.format, tell)
         feed = Feed(
-            read_requests(handle, config.input, config.reading.fields, config.reading.format, tell),
+            lines if audits is None else without_references(lines),
             limit=config.reading.limit,
             plan=config.promise.plan,
             alphas=alphas,
@@ -124,6 +134,7 @@ def run_job(
             period=terms.period,
             stop=stop,
             tell=tell,
+            look=look,
         )
 
         def on_chunk() -> None:
@@ -278,6 +289,8 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         estimated_accuracy=of_model(decision.estimates, served),
         joules_predicted=of_model(decision.joules_predicted, served),
     )
+    if decision.chosen is not None:
+        values["audited"] = decision.audited
     if reasoning:
         values["reasoning"] = reasoning
     return row_of(

@@ -14,11 +14,11 @@ from typing import Any
 
 from messcli.errors import MessError, StateError, UsageError
 from messcli.jobs.feed import Feed
-from messcli.jobs.resume import account_rows, planned_line, snapshot
+from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
 from messcli.jobs.summary import Tally
 from messcli.records import ROW_FIELDS, Answer, Asked, Rejected
 from messcli.routing.controller import Controller
-from messcli.routing.loop import Chunk, Settled, Unfinished, chunks
+from messcli.routing.loop import Chunk, Look, Settled, Unfinished, chunks
 from messcli.routing.source import OutcomeSource
 from messcli.signals import NothingInHand, Stop
 from messcli.state.journal import Done, Energy, Work
@@ -111,6 +111,7 @@ class Session:
     period: str
     stop: Stop
     tell: Callable[[str], None]
+    look: Look | None = None
 
     def run(
         self,
@@ -128,7 +129,13 @@ class Session:
         if unfinished is not None:
             self._tell_of(unfinished)
         work = chunks(
-            self.feed, self.controller, self.source, left=left, unfinished=unfinished, linger=linger
+            self.feed,
+            self.controller,
+            self.source,
+            left=left,
+            unfinished=unfinished,
+            linger=linger,
+            look=self.look,
         )
         ended = False
         try:
@@ -149,6 +156,8 @@ class Session:
             self.state.output.suspend()
             raise
         self._end()
+        if self.state.is_kept:
+            keep_means(self.state, self.controller, self.period)
         if ended:
             self.state.output.finish()
         else:
@@ -192,6 +201,8 @@ class Session:
                 snapshot=snapshot(self.controller) if wants_snapshot and self.state.is_kept else None,
             )
         )
+        if wants_snapshot and self.state.is_kept:
+            keep_means(self.state, self.controller, self.period)
 
     def _end(self) -> None:
         """Book the overhead after the last window."""
@@ -228,12 +239,19 @@ class Session:
     def _energy(self, chunk: Chunk) -> Energy:
         names = self.source.names
         return [
-            ((names[m], "served" if m == line.served else "exploration", outcome.meter), outcome.joules, 1)
+            ((names[m], _kind(line, m), outcome.meter), outcome.joules, 1)
             for line in chunk.lines
             if isinstance(line, Settled)
             for m, outcome in line.outcomes.items()
             if outcome.joules is not None and outcome.meter is not None
         ]
+
+
+def _kind(line: Settled, m: int) -> str:
+    """What a model answered a request for."""
+    if m == line.served:
+        return "served"
+    return "audit" if line.decision.audited and not line.decision.explored else "exploration"
 
 
 def of_model(values: Sequence[float] | None, m: int | None) -> float | None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from messcli.calibration.file import Calibration
 from messcli.metrics import keeps
 from messcli.records import Rejected, Request
+from messcli.report.audits import Standing
 from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline, overhead_words
+from messcli.routing.audit import Audits
 from messcli.routing.controller import Controller
 from messcli.routing.loop import Settled
 from messcli.routing.sla import Account
@@ -27,7 +29,7 @@ class Progress:
     finished: int  # lines of this input, those of earlier runs included
     total: int | None  # None where the input can be read only once
     joules: float  # billed in this run
-    accuracy: float | None  # observed mean of all plans
+    accuracy: float | None  # mean of all plans: observed, or where answers are audited its estimate
     alpha: float | None  # None where there are several plans
     explorations_left: float | None  # expected
 
@@ -90,6 +92,9 @@ class Summary:
     stopped_by: int | None = None  # signal number
     first_error: str | None = None  # of this run's rows with `error`
     unscored: int = 0  # answers of this run that the metric failed on; their rows have `error` too
+    audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
+    audited: int = 0  # requests of this run
+    audit_joules: float = 0.0  # of answers that were asked for audits alone, in `billed_joules`
 
     @property
     def overhead_joules(self) -> float:
@@ -111,7 +116,7 @@ class Summary:
         return [
             f"accuracy {plan}".strip() + f"  {self._accuracy_line(plan)}"
             for plan, account in self.accounts.items()
-            if account.observed_mean is not None and not keeps(account.observed_mean, self.alphas[plan])
+            if (mean := self._judged_by(account)) is not None and not keeps(mean, self.alphas[plan])
         ]
 
     def failures(self) -> list[str]:
@@ -146,10 +151,19 @@ class Summary:
         failed = f", {self.failed} failed" if self.failed else ""
         done = f" ({self.already_done} were done before)" if self.already_done else ""
         unscored = f", {self.unscored} not scored" if self.unscored else ""
-        return f"{self.routed} routed{done}{failed}{unscored}, {self.explored} explored"
+        audited = "" if self.audits is None else f", {self.audited} audited"
+        return f"{self.routed} routed{done}{failed}{unscored}, {self.explored} explored{audited}"
+
+    def _judged_by(self, account: Account) -> float | None:
+        """The mean accuracy that the promise is judged by; None where nothing is known."""
+        if self.audits is None:
+            return account.observed_mean
+        return None if account.mean is None else self.audits.standing(account.mean)
 
     def _accuracy_line(self, plan: str) -> str:
         alpha, account = self.alphas[plan], self.accounts[plan]
+        if self.audits is not None and account.mean is not None:
+            return Standing.of(account.mean, self.audits, alpha).words()
         mean = account.observed_mean
         parts = []
         if mean is not None:
@@ -177,6 +191,8 @@ class Summary:
             f"and {self.overhead_joules:.4g} J overhead"
             + (f" ({by_meter})" if set(self.overhead) - set(self.meters) else ""),
         )
+        if self.audited:
+            yield "audits", f"{self.audit_joules:.4g} J of it, for answers that were asked for them alone"
         yield "overhead", overhead_words(self.overhead_joules, self.named_overhead)
         if cost := self.spent.words(self.tariff.currency):
             yield "cost", f"{cost} ({self.tariff.basis})"
@@ -192,6 +208,18 @@ class Summary:
             )
         if self.unmetered:
             yield "unmetered", f"{self.unmetered} requests whose joules aren't known"
+
+
+def _mean_of(accounts: Collection[Account]) -> float | None:
+    """The mean accuracy over plans: of what was observed, or where answers are audited the estimate of all."""
+    audited = [(one.mean.mean, one.mean.served) for one in accounts if one.mean is not None]
+    if audited:
+        known = [(mean, count) for mean, count in audited if mean is not None]
+        return (
+            sum(mean * count for mean, count in known) / sum(count for _, count in known) if known else None
+        )
+    observed = sum(one.observed for one in accounts)
+    return sum(one.observed_sum for one in accounts) / observed if observed else None
 
 
 def _place(request: Request) -> str:
@@ -226,6 +254,8 @@ class Tally:
         self._calibration = calibration
         self._lines = self._routed = self._failed = self._explored = self._unmetered = self._unscored = 0
         self._served: Counter[str] = Counter()
+        self._audited = 0
+        self._audit_joules = 0.0
         self._first_error: str | None = None
         self._billed = 0.0
         self._overhead: Counter[str] = Counter()
@@ -245,6 +275,9 @@ class Tally:
             return
         self._routed += 1
         self._explored += line.decision.explored
+        if line.decision.audited:
+            self._audited += 1
+            self._audit_joules += line.audit_joules
         if line.served is None:
             error = line.outcomes[line.decision.model].error
             self._add_failure(f"{_place(line.request)}: {error}")
@@ -338,14 +371,13 @@ class Tally:
         """Where the run stands, given what earlier runs had done of `total` lines."""
         accounts = self._controller.accounts.values()
         alphas = set(self._controller.settings.alphas.values())
-        observed = sum(account.observed for account in accounts)
         finished = already_done + self._lines
         left = None if total is None else self._controller.expected_explorations(total - finished)
         return Progress(
             finished=finished,
             total=total,
             joules=self._billed,
-            accuracy=sum(a.observed_sum for a in accounts) / observed if observed else None,
+            accuracy=_mean_of(accounts),
             alpha=next(iter(alphas)) if len(alphas) == 1 else None,
             explorations_left=left,
         )
@@ -390,4 +422,7 @@ class Tally:
             stopped_by=stopped_by,
             first_error=self._first_error,
             unscored=self._unscored,
+            audits=settings.audits,
+            audited=self._audited,
+            audit_joules=self._audit_joules,
         )

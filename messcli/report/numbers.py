@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.metrics import keeps
+from messcli.report.audits import Standing
 from messcli.report.bill import Alone, by_answers, headline, of_largest
 from messcli.tariff import Spent
 
@@ -47,6 +48,7 @@ class Promise:
     estimated: float | None  # mean estimate of those without
     estimated_count: int
     queue: float | None
+    audits: Standing | None = None  # where answers are audited: then it is what the promise is judged by
 
     @property
     def estimated_share(self) -> float:
@@ -56,7 +58,9 @@ class Promise:
 
     @property
     def verdict(self) -> str:
-        """kept | missed | unknown, by the observed mean alone."""
+        """kept | missed | unknown: by what audits tell where there are any, else by the observed mean alone."""
+        if self.audits is not None:
+            return self.audits.verdict
         if self.alpha is None or self.observed is None:
             return "unknown"
         return "kept" if keeps(self.observed.mean, self.alpha) else "missed"
@@ -64,6 +68,8 @@ class Promise:
     @property
     def certainty(self) -> str:
         """What the interval says of traffic like this going on."""
+        if self.audits is not None:
+            return ""
         if self.alpha is None or self.observed is None:
             return ""
         if self.observed.low >= self.alpha:
@@ -229,6 +235,7 @@ def summed_up(
     alone: Alone | None = None,
     overhead_parts: Mapping[str, float] | None = None,
     cost: Cost | None = None,
+    audits: Mapping[str, Standing] | None = None,
 ) -> Report:
     """The report on `ledger`.
 
@@ -240,6 +247,7 @@ def summed_up(
         alone: what everything on the largest takes, where a run has found it out.
         overhead_parts: of the overhead, by what it was for.
         cost: what all runs cost, where prices were stated.
+        audits: plan -> what audits tell, where there are any.
     """
     columns = ledger.columns()
     models = np.array([model or "" for model in ledger.models], dtype=object)
@@ -248,13 +256,16 @@ def summed_up(
     recent = np.arange(len(models)) >= len(models) - of_period
     promises = [
         _promise(
-            plan, alpha, {name: column[recent & served & (plans == plan)] for name, column in columns.items()}
+            plan,
+            alpha,
+            (audits or {}).get(plan),
+            {name: column[recent & served & (plans == plan)] for name, column in columns.items()},
         )
         for plan, alpha in alphas.items()
     ]
     billed = columns["billed_joules"]
     overhead = sum(row["joules"] for row in energy if row["kind"] == "overhead") if kind == "state" else None
-    kinds = ("served", "exploration", "overhead")
+    kinds = ("served", "exploration", "audit", "overhead")
     order = [*names, *(name for name in dict.fromkeys(models[served].tolist()) if name not in names)]
     return Report(
         source=source,
@@ -287,7 +298,9 @@ def summed_up(
     )
 
 
-def _promise(plan: str, alpha: float | None, columns: Mapping[str, Floats]) -> Promise:
+def _promise(
+    plan: str, alpha: float | None, audits: Standing | None, columns: Mapping[str, Floats]
+) -> Promise:
     accuracy, estimate = columns["accuracy"], columns["estimated_accuracy"]
     observed = ~np.isnan(accuracy)
     estimated = estimate[~observed & ~np.isnan(estimate)]
@@ -299,6 +312,7 @@ def _promise(plan: str, alpha: float | None, columns: Mapping[str, Floats]) -> P
         estimated=float(estimated.mean()) if len(estimated) else None,
         estimated_count=len(estimated),
         queue=float(queue[-1]) if len(queue) and not math.isnan(queue[-1]) else None,
+        audits=audits,
     )
 
 

@@ -88,7 +88,17 @@ def _at_least(saved: Savings) -> str:
 
 def _promise(promise: Promise) -> dict[str, Any]:
     name = f"{promise.plan}: " if promise.plan else ""
-    seen = promise.observed
+    seen, audits = promise.observed, promise.audits
+    if audits is not None:
+        likely = min(1.0, audits.estimate + 2.0 * audits.standard_error)
+        shown = interval_picture(audits.bound, audits.estimate, likely, promise.alpha)
+        return {
+            "name": name,
+            "words": {"kept": "Promise kept", "missed": "Promise missed"}.get(audits.verdict, "no verdict"),
+            "tone": _TONES.get(audits.verdict, ""),
+            "mean": f": {audits.words()}.",
+            "picture": Markup(shown),  # noqa: S704  # numbers alone
+        }
     if seen is None:
         return {
             "name": name,
@@ -249,7 +259,8 @@ def _models(report: Report) -> Iterator[dict[str, Any]]:
     joules: dict[str, dict[str, float]] = {}
     for row in report.energy:
         own = joules.setdefault(row["model"] or "(no model)", dict.fromkeys(_KINDS, 0.0))
-        own[row["kind"]] = own.get(row["kind"], 0.0) + row["joules"]
+        kind = "exploration" if row["kind"] == "audit" else row["kind"]  # other models, asked as well
+        own[kind] = own.get(kind, 0.0) + row["joules"]
     total = sum(sum(own.values()) for own in joules.values())
     most = max((sum(own.values()) for own in joules.values()), default=0.0) or 1.0
     for name, own in joules.items():
@@ -321,7 +332,20 @@ def _load(report: Report) -> Iterator[Chart]:
 
 
 def _promise_row(promise: Promise) -> dict[str, Any]:
-    seen = promise.observed
+    seen, audits = promise.observed, promise.audits
+    if audits is not None:
+        return {
+            "cells": [
+                promise.plan or "(all)",
+                "?" if promise.alpha is None else f"{promise.alpha:g}",
+                f"{audits.estimate:.4f} (estimate)",
+                f"at least {audits.bound:.4f}",
+                f"{audits.known:,}, {audits.audited:,} of them by a coin",
+                f"{audits.estimated:,}",
+            ],
+            "verdict": promise.verdict,
+            "tone": _TONES.get(promise.verdict, ""),
+        }
     estimated = f"{promise.estimated_share:.1%}"
     if promise.estimated is not None:
         estimated += f" (mean {promise.estimated:.4f})"

@@ -18,8 +18,11 @@ import numpy as np
 from messcli.amounts import is_amount
 from messcli.errors import InputError, StateError, first_line, shown
 from messcli.files.requests import STDIN, open_input
+from messcli.report.audits import Standing
 from messcli.report.bill import Alone
 from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
+from messcli.routing.audit import Audits
+from messcli.routing.bound import ServedMean
 from messcli.state.database import APPLICATION_ID, SCHEMA_VERSION
 
 
@@ -137,7 +140,22 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         alone=Alone(**meta["alone"]) if meta.get("alone") else None,
         overhead_parts=meta.get("overhead"),
         cost=_cost(meta.get("spent")),
+        audits=_audits(settings.get("audits"), (meta.get("audits") or {}).get(period, {}), alphas),
     )
+
+
+def _audits(
+    kept: Mapping[str, Any] | None, means: Mapping[str, Any], alphas: Mapping[str, float]
+) -> dict[str, Standing]:
+    """By plan; as of the state's last snapshot while a run goes on."""
+    if kept is None:
+        return {}
+    audits = Audits(**kept)
+    return {
+        plan: Standing.of(ServedMean(**means[plan]), audits, alpha)
+        for plan, alpha in alphas.items()
+        if plan in means
+    }
 
 
 def _cost(kept: Mapping[str, Any] | None) -> Cost | None:
@@ -196,7 +214,10 @@ def _from_output(path: str, alpha: float | None) -> Report:
         "earlier periods and settings",
     ]
     missing += [f'the column "{name}"' for name in Ledger.COLUMNS if name not in seen]
-    if alpha is None:
+    if "audited" in seen:
+        alpha = None  # audited answers are no random sample of what was served: their mean judges nothing
+        missing.append("what audits tell of the mean accuracy: only the state has it")
+    elif alpha is None:
         missing.append("alpha: give it with --alpha")
     beside = Path(f"{path}.state")
     if path != STDIN and beside.is_file():

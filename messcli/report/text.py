@@ -42,6 +42,8 @@ def promise_lines(promise: Promise) -> list[str]:
     name = f"plan {promise.plan}: " if promise.plan else ""
     target = "alpha unknown" if promise.alpha is None else f"alpha {promise.alpha:g}"
     text = []
+    if promise.audits is not None:
+        return [f"{name}{promise.audits.words()}"]
     if promise.observed is not None:
         seen = promise.observed
         verdict = {"kept": "SLA kept", "missed": "SLA MISSED", "unknown": "no verdict"}[promise.verdict]

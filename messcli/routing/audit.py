@@ -43,6 +43,10 @@ class Audits:
     error: float = 0.05  # the chance that the bound on the mean is wrong at any moment
     sure: bool = False  # the bound is to meet alpha, not the estimate alone
 
+    def standing(self, mean: ServedMean) -> float | None:
+        """What a promise is judged by: the estimated mean accuracy, or its bound. None before anything is served."""
+        return mean.least(self.error) if self.sure else mean.mean
+
 
 @dataclass(slots=True)
 class _Means:
@@ -66,12 +70,16 @@ class Auditor:
 
     Args:
         audits: what is audited, and by whom.
+        models: the size of the zoo.
         seed: of the coins.
         horizon: requests in all; None where that isn't known.
     """
 
-    def __init__(self, audits: Audits, seed: int, horizon: int | None, tuning: tuning.Audits) -> None:
+    def __init__(
+        self, audits: Audits, models: int, seed: int, horizon: int | None, tuning: tuning.Audits
+    ) -> None:
         self.audits = audits
+        self._models = models
         self._seed = seed
         self._horizon = horizon
         self._tuning = tuning
@@ -99,6 +107,8 @@ class Auditor:
             later: `later`, with the requests decided before this one.
         """
         chosen = decision.model
+        if self.audits.by == LARGEST and allowed[-1] != self._models - 1:
+            return replace(decision, chosen=chosen)  # the largest can't take it: nothing to compare with
         if decision.explored:
             return replace(decision, audited=True, chosen=chosen)
         companions = self._companions(decision, allowed)
@@ -188,16 +198,16 @@ class Auditor:
 
     # ---- what came of it ---------------------------------------------------------------------------
 
-    def sees(self, decision: Decision, models: int) -> bool:
-        """Whether the accuracies of a request's answers are found out, in a zoo of so many models."""
-        return decision.audited or (self.audits.agreement and models - 1 in decision.asked)
+    def sees(self, decision: Decision) -> bool:
+        """Whether the accuracies of a request's answers are found out."""
+        return decision.audited or (self.audits.agreement and self._models - 1 in decision.asked)
 
     def found(self, decision: Decision, accuracies: Sequence[float]) -> float | None:
         """What an audit says of the answer that the policy chose; None without one. By definition is no finding."""
         chosen = decision.chosen
         if not decision.audited or decision.explored or chosen is None:
             return None
-        if math.isnan(accuracies[chosen]) or (self.audits.agreement and chosen == len(accuracies) - 1):
+        if math.isnan(accuracies[chosen]) or (self.audits.agreement and chosen == self._models - 1):
             return None
         return accuracies[chosen]
 
@@ -209,10 +219,10 @@ class Auditor:
             return
         means.requests += 1
         means.chosen += joules[chosen]
-        largest = len(accuracies) - 1
+        largest = self._models - 1
         if self.audits.by == LARGEST:
             without = replace(decision, model=chosen, asked=(chosen,))
-            means.extra += self._extra(without, self._companions(without, range(len(accuracies))))
+            means.extra += self._extra(without, self._companions(without, range(self._models)))
             means.gain += max(decision.estimates[largest] - decision.estimates[chosen], 0.0)
         found = self.found(decision, accuracies)
         if found is not None:
@@ -224,9 +234,7 @@ class Auditor:
         accuracy, chosen = accuracies[served], decision.chosen
         known = not math.isnan(accuracy)
         certain = decision.explored or decision.audit_probability >= 1.0
-        if chosen is None or (
-            known and (certain or (self.audits.agreement and chosen == len(accuracies) - 1))
-        ):
+        if chosen is None or (known and (certain or (self.audits.agreement and chosen == self._models - 1))):
             mean.observe(accuracy)
             return
         estimate = _BLIND if decision.estimates is None else decision.estimates[chosen]

@@ -107,7 +107,7 @@ class Controller:
         self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
         self.auditor = (
-            Auditor(settings.audits, settings.seed, settings.horizon, tuning.audits)
+            Auditor(settings.audits, models, settings.seed, settings.horizon, tuning.audits)
             if settings.audits
             else None
         )
@@ -229,7 +229,7 @@ class Controller:
 
     def sees(self, decision: Decision) -> bool:
         """Whether the accuracies of the answers are found out, where that isn't a matter of references alone."""
-        return self.auditor is None or self.auditor.sees(decision, self.models)
+        return self.auditor is None or self.auditor.sees(decision)
 
     # ---- folding in what came of it --------------------------------------------------------------
 

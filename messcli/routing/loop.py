@@ -41,6 +41,28 @@ class Settled:
         billed = math.fsum(known) if len(known) == len(self.outcomes) else None
         object.__setattr__(self, "billed_joules", billed)
 
+    @property
+    def audit_joules(self) -> float:
+        """Joules of answers that were asked for an audit alone."""
+        chosen = self.decision.chosen
+        if not self.decision.audited or self.decision.explored or chosen is None:
+            return 0.0
+        return math.fsum(one.joules or 0.0 for m, one in self.outcomes.items() if m != chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request that all models it was put to have answered, before its accuracies are known."""
+
+    request: Request
+    decision: Decision
+    outcomes: dict[int, Outcome]  # by model, in the zoo's order
+
+
+# Looks at finished requests, and gives their outcomes with the accuracies that it finds. Called once for each request,
+# in input order.
+Look = Callable[[Sequence[Finished]], "list[dict[int, Outcome]]"]
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -78,6 +100,7 @@ def chunks(
     unfinished: Unfinished | None = None,
     linger: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
+    look: Look | None = None,
 ) -> Iterator[Chunk]:
     """Algorithm 1, a window at a time: decide in order, ask the models, fold in order, close the window.
 
@@ -89,6 +112,7 @@ def chunks(
         left: how many lines are still to come, where that is known.
         unfinished: is taken up first, with those of its lines that the input still has.
         linger: seconds from a window's first line after which it closes with what has come.
+        look: finds accuracies that the source doesn't know.
     """
     iterator = iter(lines)
     if unfinished is not None:
@@ -102,14 +126,14 @@ def chunks(
             if (outcome := unfinished.answers.get((item.line.key, m))) is not None
         ]
         yield Chunk(planned, ahead=answers)
-        work = _Window(planned, controller, source, clock, answers)
+        work = _Window(planned, controller, source, clock, look, answers)
         yield from work.run()
         if not work.ended:
             return
     while batch := _batch(iterator, controller.window(left()), linger, clock):
         planned = _decide(batch, controller, source)
         yield Chunk(planned)
-        work = _Window(planned, controller, source, clock)
+        work = _Window(planned, controller, source, clock, look)
         yield from work.run()
         if not work.ended:
             return
@@ -192,12 +216,14 @@ class _Window:
         controller: Controller,
         source: OutcomeSource,
         clock: Callable[[], float],
+        look: Look | None,
         answers: Iterable[Answer] = (),
     ) -> None:
         self._left = list(reversed(planned))  # lines that aren't finished, the first of them last
         self._controller = controller
         self._source = source
         self._clock = clock
+        self._look = look
         self._outcomes: dict[int, dict[int, Outcome]] = {}  # by place, of lines that aren't finished
         for place, m, outcome in answers:
             self._outcomes.setdefault(place, {})[m] = outcome
@@ -241,7 +267,7 @@ class _Window:
 
     def _chunk(self, fresh: Sequence[Answer]) -> Chunk:
         """Finish the lines that have nothing unanswered before them; what else is in `fresh` is ahead."""
-        finished: list[tuple[Planned, dict[int, Outcome]]] = []
+        finished: list[Rejected | Finished] = []
         while not self.ended:
             item = self._left[-1]
             outcomes = self._outcomes.get(self._finished, {})
@@ -250,20 +276,24 @@ class _Window:
             self._outcomes.pop(self._finished, None)
             self._left.pop()
             self._finished += 1
-            finished.append((item, dict(sorted(outcomes.items()))))  # in the zoo's order, not that of coming
-        events = [
-            _event(item.line, item.decision, outcomes, self._controller)
-            for item, outcomes in finished
-            if item.decision is not None and isinstance(item.line, Request)
-        ]
-        settled = zip(events, self._controller.settle(events), strict=True)
+            if item.decision is not None and isinstance(item.line, Request):
+                in_order = dict(sorted(outcomes.items()))  # the zoo's, not that of coming
+                finished.append(Finished(item.line, item.decision, in_order))
+            elif isinstance(item.line, Rejected):
+                finished.append(item.line)
+        answered = [one for one in finished if isinstance(one, Finished)]
+        if self._look is not None and answered:
+            looked = zip(answered, self._look(answered), strict=True)
+            answered = [replace(one, outcomes=outcomes) for one, outcomes in looked]
+        events = [_event(one.request, one.decision, one.outcomes, self._controller) for one in answered]
+        settled = zip(answered, events, self._controller.settle(events), strict=True)
         lines: list[Settled | Rejected] = []
-        for item, outcomes in finished:
-            if isinstance(item.line, Rejected):
-                lines.append(item.line)
-            elif item.decision is not None:
-                event, queue = next(settled)
-                lines.append(Settled(item.line, item.decision, outcomes, event.served, queue))
+        for line in finished:
+            if isinstance(line, Rejected):
+                lines.append(line)
+            else:
+                one, event, queue = next(settled)
+                lines.append(Settled(one.request, one.decision, one.outcomes, event.served, queue))
         if self.ended:
             self._controller.close_window()
         ahead = [answer for answer in fresh if answer[0] >= self._finished]

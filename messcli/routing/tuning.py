@@ -97,7 +97,7 @@ class Margin:
     least_residuals: int = 10
     """Residuals that the correction of what isn't observed is divided by at the least. Raised: it counts less at
     the start."""
-    audited_errors: float = 2.0
+    audited_errors: float = 2.6
     """The same where answers are audited: standard errors of the mean that are kept. More than 1.65, because estimates
     of earlier requests were made by a predictor that knew less."""
     audited_deviation: float = 0.008

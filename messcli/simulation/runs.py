@@ -178,8 +178,7 @@ class _Watched:
             return
         self._audits += 1
         self._later += decision.t > TUNING.audits.beginning
-        chosen = line.outcomes.get(-1 if decision.chosen is None else decision.chosen)
-        self._joules += (line.billed_joules or 0.0) - ((chosen and chosen.joules) or 0.0)
+        self._joules += line.audit_joules
 
     def check(self, mean: ServedMean | None, accuracy: float) -> None:
         """At a window's end, when the accuracies of all that was served add up to `accuracy`."""
