@@ -161,7 +161,7 @@ class Auditor:
         )
         best = float((tuning.errors * spread * price * requests / (2.0 * cost)) ** (2.0 / 3.0))
         affordable = tuning.share * requests * (means.chosen / means.requests) / cost
-        return min(best, affordable, requests)
+        return min(max(best, tuning.least_audits), affordable, requests)
 
     def _tilt(self, decision: Decision, companions: Sequence[int], samples: Sequence[float]) -> float:
         """How many times as often as the mean request this one is audited."""
