@@ -172,7 +172,8 @@ def test_the_estimate_is_unbiased_in_the_loop(predictor: str) -> None:
         errors.append(mean.mean - float(np.mean(accuracies(lines))))
         variances.append((mean.standard_error or 0.0) ** 2)
     assert abs(np.mean(errors)) < 3 * math.sqrt(np.mean(variances) / len(errors))
-    assert np.std(errors) == pytest.approx(math.sqrt(np.mean(variances)), rel=0.5)
+    # the median: one audit that was all but impossible can make one run's estimated variance a hundredfold
+    assert np.std(errors) == pytest.approx(math.sqrt(np.median(variances)), rel=0.5)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
-from messcli.routing.exploration import coin, exploration_probability
+from messcli.routing.exploration import coin, companions, exploration_probability
 from messcli.routing.loop import Settled, chunks
 from messcli.routing.policy import (
     Largest,
@@ -279,19 +279,63 @@ def test_a_meter_that_counts_nothing_holds_nobody_up():
     assert np.mean([line.outcomes[line.served].accuracy for line in settled]) >= 0.6
 
 
-def test_few_are_explored_where_the_whole_zoo_is_dear():
-    def explored(factor, policy):
+def test_dear_models_are_left_alone_where_cheap_ones_do():
+    def asked(factor, policy):
         requests, source = table(2500)
         for models in source.outcomes.values():
             models["large"] = replace(models["large"], joules=models["large"].joules * factor)
-        settled = run(requests, source, controller(policy, alphas={DEFAULT_PLAN: 0.3}))
-        return sum(line.decision.explored for line in settled)
+        settled = run(requests, source, controller(policy, "ridge", alphas={DEFAULT_PLAN: 0.3}))
+        billed = sum(line.billed_joules for line in settled)
+        beside = billed - sum(line.outcomes[line.served].joules for line in settled)
+        return sum(2 in line.outcomes for line in settled), beside / billed
 
-    few = explored(100, Auto(2500))
-    least = TUNING.exploration.least
-    assert least <= few <= least + 2
-    assert few < explored(1, Auto(2500))
-    assert few < explored(100, Auto(2500, c=0.05)), "a constant that was asked for is used"
+    few, beside = asked(100, Auto(2500))
+    assert few <= 3, "300 times the joules of the smallest, which reaches alpha"
+    assert beside <= TUNING.exploration.share
+    most, _ = asked(100, Auto(2500, c=0.5))
+    assert most > few, "a constant that was asked for is used"
+
+
+def test_models_asked_beside_the_served_one_take_the_share_that_is_said():
+    joules, share = (1.0, 5.0, 40.0), 0.05
+    asked = [companions(3, t, 2, (0, 1, 2), joules, share) for t in range(20_000)]
+    assert asked == [companions(3, t, 2, (0, 1, 2), joules, share) for t in range(20_000)]
+    taken = np.mean([sum(joules[m] for m in models) for models in asked])
+    assert taken == pytest.approx(share * joules[2], rel=0.05)
+    assert np.mean([1 in models for models in asked]) == pytest.approx(0.5 * share * 40.0 / 5.0, rel=0.05)
+    assert all(companions(3, t, 0, (0, 1, 2), joules, share) == () for t in range(50))
+    assert all(0 not in companions(3, t, 2, (1, 2), joules, share) for t in range(200)), "it can't take it"
+
+
+@pytest.mark.parametrize("rows", [60, 300, 3000])
+@pytest.mark.parametrize("window", [1, None])
+def test_alpha_is_kept_on_a_made_zoo(rows, window):
+    requests, source = table(rows)
+    best = np.mean([source._outcomes[r.id]["large"].accuracy for r in requests])
+    cheapest = np.mean([source._outcomes[r.id]["small"].accuracy for r in requests])
+    for part in (0.2, 0.8):
+        alpha = cheapest + part * (best - cheapest)
+        control = controller(Auto(rows), "ridge", alphas={DEFAULT_PLAN: alpha}, window=window)
+        settled = run(requests, source, control)
+        assert np.mean([line.outcomes[line.served].accuracy for line in settled]) >= alpha
+
+
+def test_windows_grow_with_what_is_settled_and_end_where_the_input_does():
+    for horizon in (1, 7, 300, 5000, 200_000):
+        policy, sizes, t = Auto(horizon), [], 0
+        while t < horizon:
+            sizes.append(int(policy.window(t, None)))
+            assert sizes[-1] == int(Auto(horizon).window(t, 5)), "a function of t, T and settings"
+            t += sizes[-1]
+        assert t == horizon
+        assert min(sizes) >= 1
+        assert sizes[0] <= max(1, TUNING.windows.start * horizon)
+        assert max(sizes) <= TUNING.windows.most
+        assert sizes[-1] <= 2
+    assert max(sizes) > 10_000
+    unknown = [int(Auto().window(t, None)) for t in (0, 100, 1000, 10**6)]
+    assert unknown == sorted(unknown)
+    assert unknown[-1] == TUNING.windows.most
 
 
 @pytest.mark.parametrize("policy", [Smallest(), Largest()])

@@ -136,7 +136,7 @@ def record(quiet: bool, **options: Any) -> None:
                 "the bundled zoo; - is standard output.",
             )
         ),
-        RUNNING.only("zoo", "meter", "batch_size", "window"),
+        RUNNING.only("zoo", "meter", "batch_size"),
         READING.only("format", "prompt", "reference", "id"),
         Group("Input and output", [QUIET]),
     ],

@@ -27,6 +27,15 @@ LONGEST_SECONDS = 1e9  # 30 years
 # ---- kinds of values -----------------------------------------------------------------------------
 
 
+class WindowSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A number of requests, or `auto`: None."""
+
+    name = "window"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "auto" else COUNT.convert(value, param, ctx)
+
+
 class Name(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
     """A name of a registry, looked up when it is asked for: names of installed packages are among them."""
 
@@ -276,11 +285,12 @@ RUNNING = Group(
         ),
         option(
             "--window",
-            type=COUNT,
+            type=WindowSize(),
             default=64,
             show_default=True,
-            metavar="N",
-            help="Requests decided together. They are batched, too; 1 is the paper's loop.",
+            metavar="N|auto",
+            help="Requests decided together. They are batched, too; 1 is the paper's loop, auto as many as is known "
+            "enough for.",
         ),
         option(
             "--meter",
@@ -415,6 +425,14 @@ MEASURING = Group(
         ),
         option("--prompt-tokens", callback=lengths, metavar="N,M,...", help="The grid's prompt lengths."),
         option("--output-tokens", callback=lengths, metavar="N,M,...", help="... and its output lengths."),
+        option(
+            "--window",
+            type=COUNT,
+            default=64,
+            show_default=True,
+            metavar="N",
+            help="Requests that `route` will have under way at a time, over all models: the load that is measured.",
+        ),
         option("--net", is_flag=True, help="Show joules net of idling; the file has both."),
         option("--seed", type=SEED, default=0, show_default=True, help="Shuffles the order of the cells."),
         option("--fresh", is_flag=True, help="Forget what an earlier run measured."),
@@ -457,7 +475,14 @@ COMPARING = Group(
         option(
             "--seed", type=SEED, default=0, show_default=True, help="Of the first order and its explorations."
         ),
-        option("--window", type=COUNT, default=1, show_default=True, metavar="N", help="As of `route`."),
+        option(
+            "--window",
+            type=WindowSize(),
+            default=1,
+            show_default=True,
+            metavar="N|auto",
+            help="As of `route`.",
+        ),
         option(
             "--best",
             is_flag=True,

@@ -54,7 +54,7 @@ class RecordSummary:
 class AskAll(Controller):
     """Puts every request to every model that can take its prompt; estimates nothing."""
 
-    def __init__(self, models: int, alphas: Mapping[str, float], window: int) -> None:
+    def __init__(self, models: int, alphas: Mapping[str, float], window: int | None) -> None:
         # a recording promises nothing
         settings = Settings(alphas=dict.fromkeys(alphas, 0.0), window=window)
         super().__init__(models, Largest(), MeanPredictor(models), JoulesPredictor(models), settings)

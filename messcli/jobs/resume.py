@@ -200,6 +200,8 @@ def resume(
         )
     if before is None or forgotten or "joules" in anew or before["calibration"] != settings["calibration"]:
         controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
+    if before is None:
+        controller.begin()
     if forgotten:
         controller.t = state.journal.t
     if before is None or forgotten or before["period"] != terms.period:

@@ -237,7 +237,8 @@ def _calibration(config: RouteConfig, zoo: Zoo) -> Calibration | None:
     if running.engine != LOCAL and running.calibration is None:  # one of this machine says nothing of others
         return None
     found = find_calibration(running.calibration, zoo, running.meter)
-    return None if found is None else found.at_window(config.setup.window)
+    window = config.setup.window or config.setup.tuning.windows.most  # auto: engines are to be full
+    return None if found is None else found.at_window(window)
 
 
 def _alphas(config: RouteConfig, zoo: Zoo) -> dict[str, float]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.predict.tuning import Levels
 from messcli.registry import PREDICTORS
 from messcli.snapshots import Part
 
@@ -66,6 +67,13 @@ class Predictor(Protocol):
             StateError: it isn't what `state` gives.
         """
         ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A predictor that says something of every model before it has learnt anything."""
+
+    def begin(self, prior: Levels) -> None: ...
 
 
 class OneByOne(ABC):

@@ -8,6 +8,7 @@ import numpy as np
 
 from messcli.predict import tuning
 from messcli.predict.latent import LATENT, SIZE
+from messcli.predict.levels import joules_of_all
 from messcli.predict.regression import Array, Regression, in_rows, inverse, pooled_ridge
 from messcli.predict.text import CHARACTERS, LENGTH, SHAPE
 from messcli.predict.tuning import LATENT as LATENT_TUNING
@@ -42,21 +43,22 @@ class JoulesPredictor(Regression):
         self._own = tuning.own * self._shared
         self._floor = np.zeros(models)
         self._unit = 0.0  # joules; 0: not known
-        self._prior = np.zeros((2, models))  # joules at length 0, and per feature LENGTH; 0: no calibration
+        self._ratio = tuning.ratio
+        self._line = np.zeros((2, models))  # joules at length 0, and per feature LENGTH; 0: no calibration
         super().__init__(models, 0.0)
 
     def state(self) -> Part:
         part = super().state()
         return replace(
             part,
-            arrays={**part.arrays, "floor": self._floor.copy(), "prior": self._prior.copy()},
+            arrays={**part.arrays, "floor": self._floor.copy(), "prior": self._line.copy()},
             values={**part.values, "unit": self._unit},
             tuning=digest(TEXT, LATENT_TUNING, REGRESSION, self._tuning),
         )
 
     def load(self, part: Part) -> None:
         super().load(part)
-        self._floor, self._prior = part.arrays["floor"].copy(), part.arrays["prior"].copy()
+        self._floor, self._line = part.arrays["floor"].copy(), part.arrays["prior"].copy()
         self._unit = part.values["unit"]
 
     def _begin(self) -> None:
@@ -65,23 +67,38 @@ class JoulesPredictor(Regression):
 
     def _start_from_prior(self) -> None:
         self._weights = np.zeros((SIZE + 1, self._models))
-        self._weights[-1], self._weights[LENGTH] = self._prior
+        self._weights[-1], self._weights[LENGTH] = self._line
+        if self._expected is not None:
+            self._weights[-1] = joules_of_all(self._line[0], self._line[0] > 0, self._ratio)
 
     def calibrate(self, prior: EnergyPrior | None) -> None:
         """Start from `prior`, or from nothing; what was read stays and is weighed against it anew."""
-        self._prior = np.zeros((2, self._models))
+        self._line = np.zeros((2, self._models))
         if prior is not None:
             per_feature = np.array(prior.joules_per_character) * CHARACTERS
-            self._prior = np.vstack([prior.joules, per_feature])
-        if self.samples.all():
+            self._line = np.vstack([prior.joules, per_feature])
+        if self.samples.all() or (self._expected is not None and self.samples.any()):
             self._solve()
             return
         self._start_from_prior()
-        self.version = 0 if prior is None else self.version + 1
+        self.version = self.version + 1 if prior is not None or self._expected is not None else 0
         if prior is not None:
-            typical = self._prior[0] + self._prior[1] * prior.characters / CHARACTERS
+            typical = self._line[0] + self._line[1] * prior.characters / CHARACTERS
             self._floor = self._tuning.floor * typical
             self._unit = float(typical.min())
+
+    def begin(self, prior: tuning.Levels) -> None:
+        """Say something of every model from the start: of one that is neither calibrated nor read, what its place in
+        the zoo makes likely."""
+        self._expected = prior
+        if not self._evidence.count.any():
+            self._start_from_prior()
+            self.version += 1
+
+    @property
+    def typical(self) -> Array:
+        """Joules of every model for a prompt in the middle, (models,); 0 while nothing is known."""
+        return self._bounded(self._weights[-1].copy())
 
     def _bounded(self, linear: Array) -> Array:
         return np.maximum(linear, self._floor)
@@ -89,10 +106,13 @@ class JoulesPredictor(Regression):
     def _solve(self) -> None:
         centred = self._evidence.centred()
         # The line of the calibration, raised or lowered to what is read; the regression learns what departs from it.
-        expected = self._prior[0] + self._prior[1] * centred.mean_x[:, LENGTH]
+        expected = self._line[0] + self._line[1] * centred.mean_x[:, LENGTH]
         belief = np.where(expected > 0, self._tuning.belief, 0.0)
-        level = (belief * expected + self.samples * centred.mean_y) / (belief + self.samples)
-        slope = self._prior[1] * level / np.where(expected > 0, expected, 1.0) / centred.scale[LENGTH]
+        weight = belief + self.samples
+        level = (belief * expected + self.samples * centred.mean_y) / np.maximum(weight, 1e-9)
+        if not weight.all():
+            level = joules_of_all(level, weight > 0, self._ratio)
+        slope = self._line[1] * level / np.where(expected > 0, expected, 1.0) / centred.scale[LENGTH]
         cross = centred.cross - centred.gram[:, :, LENGTH] * slope[:, None]
         unit = np.where(level > 0, level, 1.0)[:, None]
         inverses = inverse(centred.gram, self._own)

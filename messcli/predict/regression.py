@@ -66,7 +66,9 @@ class Evidence:
         """Everything centred at each model's means and scaled, so that one penalty is right for all numbers."""
         self._flush()
         count, total, base = self.count[:, None], self.count.sum(), tuning.REGRESSION
-        mean_x, mean_y = self._sum_x / count, self._sum_y / self.count
+        middle = self._sum_x.sum(axis=0) / total
+        mean_x = np.where(count > 0, self._sum_x / np.maximum(count, 1.0), middle)
+        mean_y = self._sum_y / np.maximum(self.count, 1.0)
         squares = np.einsum("mii->i", self._gram[:, :SHAPE, :SHAPE])
         spread = squares / total - (self._sum_x[:, :SHAPE].sum(axis=0) / total) ** 2
         spread = (total * np.maximum(spread, 0.0) + base.shape_evidence * base.shape_variance) / (
@@ -78,7 +80,8 @@ class Evidence:
         gram *= scale[:, None] * scale
         cross = (self._cross - count * mean_x * mean_y[:, None]) * scale
         variance = float(self._sum_y2 / total - (self._sum_y.sum() / total) ** 2)
-        return Centred(gram, cross, mean_x, mean_y, scale, variance)
+        within = max(float(self._sum_y2 - self.count @ mean_y**2), 0.0)
+        return Centred(gram, cross, mean_x, mean_y, middle, scale, variance, within)
 
     def state(self) -> Part:
         return Part(
@@ -110,10 +113,12 @@ class Evidence:
 class Centred:
     gram: Array  # (models, d, d)
     cross: Array  # (models, d)
-    mean_x: Array  # (models, d), not scaled
-    mean_y: Array  # (models,)
+    mean_x: Array  # (models, d), not scaled; of a model that wasn't observed, `middle`
+    mean_y: Array  # (models,); of a model that wasn't observed, 0
+    middle: Array  # (d,), of all models' observations, not scaled
     scale: Array  # (d,)
     variance: float  # of all models' observations
+    within: float  # sum of squares of all observations about their models' means
 
 
 class Regression(ABC):
@@ -126,6 +131,7 @@ class Regression(ABC):
         self._first = first  # samples to solve on at first
         self._space = LatentSpace()
         self._lessons = Lessons(models)
+        self._expected: tuning.Levels | None = None  # what is said of models that aren't observed
         self.version = 0
         self._begin()
 
@@ -151,8 +157,13 @@ class Regression(ABC):
         self._begin()
         for placed, (_, values) in zip(self.encode_many([t for t, _ in lessons]), lessons, strict=True):
             self._learn(placed.at, values)
-        if self._evidence.count.all():
+        if self._known:
             self._solve()
+
+    @property
+    def _known(self) -> bool:
+        """Whether something can be said of every model."""
+        return bool(self._evidence.count.all()) or self._expected is not None
 
     def _learn(self, at: Array, observed: Array) -> None:
         self._evidence.add(at, observed)
@@ -182,7 +193,7 @@ class Regression(ABC):
 
     def _due(self) -> bool:
         count = self._evidence.count
-        if count.sum() < self._solve_at or not count.all():
+        if count.sum() < self._solve_at or not self._known:
             return False
         self._solve_at = float(np.ceil(count.sum() * tuning.REGRESSION.growth))
         return True

@@ -8,9 +8,10 @@ import numpy as np
 
 from messcli.predict import tuning
 from messcli.predict.latent import SIZE
+from messcli.predict.levels import levels
 from messcli.predict.regression import Array, Regression, in_rows, inverse, pooled_ridge
 from messcli.predict.text import KIND, SHAPE
-from messcli.predict.tuning import LATENT, REGRESSION, TEXT, digest
+from messcli.predict.tuning import LATENT, LEVELS, REGRESSION, TEXT, Levels, digest
 from messcli.snapshots import Part
 
 
@@ -26,7 +27,17 @@ class RidgePredictor(Regression):
 
     def __init__(self, models: int, tuning: tuning.Ridge = tuning.RIDGE) -> None:
         self._tuning = tuning
+        self._levels = LEVELS
         super().__init__(models, tuning.first)
+
+    def begin(self, prior: Levels) -> None:
+        """Predict from `prior` before anything is learnt, and while some models aren't observed."""
+        self._expected = self._levels = prior
+        nothing = np.zeros(self._models)
+        self._weights[-1] = levels(prior, nothing, nothing, prior.variance)
+        self._candidates[-1] = np.tile(self._weights[-1], len(self._losses))
+        self._solve_at = 1.0
+        self.version = 1
 
     def _begin(self) -> None:
         super()._begin()
@@ -39,7 +50,7 @@ class RidgePredictor(Regression):
         return replace(
             part,
             arrays={**part.arrays, "losses": self._losses.copy(), "candidates": self._candidates.copy()},
-            tuning=digest(TEXT, LATENT, REGRESSION, self._tuning),
+            tuning=digest(TEXT, LATENT, REGRESSION, LEVELS, self._tuning),
         )
 
     def load(self, part: Part) -> None:
@@ -57,11 +68,13 @@ class RidgePredictor(Regression):
         super()._learn(at, observed)
 
     def _solve(self) -> None:
-        tuning, centred = self._tuning, self._evidence.centred()
+        tuning, centred, prior = self._tuning, self._evidence.centred(), self._levels
         weights = candidate_weights(centred.gram, centred.cross, tuning) * centred.scale
-        doubt = centred.variance / tuning.levels**2  # samples that the zoo's mean is worth
-        levels = (self.samples * centred.mean_y + doubt * centred.mean_y.mean()) / (self.samples + doubt)
-        intercepts = levels - np.einsum("kmd,md->km", weights, centred.mean_x)
+        # Levels are compared at the same place: each model's mean, moved there along the regression.
+        moved = centred.mean_y - np.einsum("kmd,md->km", weights, centred.mean_x - centred.middle)
+        samples = self.samples
+        variance = (prior.belief * prior.variance + centred.within) / (prior.belief + samples.sum())
+        intercepts = levels(prior, samples, moved, variance) - weights @ centred.middle
         columns = len(self._losses) * self._models
         self._candidates = in_rows(
             np.vstack([weights.reshape(columns, SIZE).T, intercepts.reshape(1, columns)])

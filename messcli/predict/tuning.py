@@ -83,6 +83,25 @@ class Regression:
     counts for more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What is expected of a zoo before any answer, and while answers are few. Accuracies are in [0, 1]."""
+
+    first: float = 0.5
+    """Mean accuracy of the smallest model."""
+    first_sd: float = 0.3
+    """Its standard deviation. Raised: the first answers count for more."""
+    step: float = 0.07
+    """From one model's mean to the next one's. Raised: larger models are expected to be better until they are seen.
+    The zoos of docs/evidence/routing.md have 0.11 on average, from -0.01 to 0.27."""
+    step_sd: float = 0.1
+    """Its standard deviation. Raised: one model's answers tell less of its neighbours."""
+    variance: float = 0.15
+    """Of one accuracy about its model's mean, until some are known."""
+    belief: float = 4.0
+    """Answers that this is worth."""
+
+
 class Candidate(NamedTuple):
     """Penalties of one regression, in squared errors per squared weight; the larger, the less it follows the
     samples."""
@@ -126,9 +145,6 @@ class Ridge:
     own_kind: float = 10.0
     """Factor of the penalty of a model's own weights of the numbers that tell a text's kind. 1: 0.945 instead of
     0.917 of static on `mmlu_pro` (the same)."""
-    levels: float = 0.15
-    """Accuracy: how far apart models' means are expected to be. Lowered: while samples are few, levels are drawn
-    together more. With it, 1.004 instead of 1.014 of static on short and lopsided tables (the same)."""
     first: float = 8.0
     """Samples of all models that the weights are first solved for on."""
 
@@ -151,6 +167,9 @@ class Joules:
     for longer."""
     floor: float = 0.1
     """The part of a model's mean that is predicted at the least: a line may cross 0, a model never costs nothing."""
+    ratio: float = 4.0
+    """Joules of a model's answer in those of the model before it, while it is neither calibrated nor read. Raised:
+    larger models are tried later. The zoos of docs/evidence/routing.md have 2.4 to 11."""
     unit_settles: float = 10.0
     """Readings of every model after which the unit of V stands still. Raised: exacter, later."""
 
@@ -223,9 +242,10 @@ class FastText:
 TEXT = Text()
 LATENT = Latent()
 REGRESSION = Regression()
+LEVELS = Levels()
 RIDGE = Ridge()
 JOULES = Joules()
 ANSWER = Answer()
 LINEAR = Linear()
 FAST_TEXT = FastText()
-ALL = (TEXT, LATENT, REGRESSION, RIDGE, JOULES, ANSWER, LINEAR, FAST_TEXT)
+ALL = (TEXT, LATENT, REGRESSION, LEVELS, RIDGE, JOULES, ANSWER, LINEAR, FAST_TEXT)

@@ -134,8 +134,9 @@ class Auditor:
         if t <= beginning:
             return min(max((wanted - steady * after) / min(requests, float(beginning)), steady), 1.0)
         # Coins scatter: where more fell than were meant to, what is left is spread over what is to come.
-        room = max(tuning.most * after - later, tuning.least)
-        return min(steady, tuning.aim * room / max(requests - t, 1.0))
+        ahead = max(requests - t, 1.0) if self._horizon else 0.25 * beginning
+        room = max(tuning.most * (t - beginning + ahead) - later, tuning.least)
+        return min(steady, tuning.aim * room / ahead)
 
     def _requests(self, t: int) -> float:
         return float(self._horizon or max(2 * t, self._tuning.beginning))

@@ -1,24 +1,28 @@
-"""The policy without V: the price that a unit of accuracy is worth is solved for, not accumulated.
+"""The policy without tuning flags: the price of accuracy is found by the program.
 
-Puts together what is found in `price`, `margin` and `exploration`; remembers what each plan's price rests on. Knows
-no prompts, models or files.
+It puts together what was seen of estimates (margin.py), the price that is expected later (price.py) and which cheaper
+models are asked as well (exploration.py). Knows no prompts, models or files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from messcli.predict.levels import deviations, levels
 from messcli.routing.audit import Audits
-from messcli.routing.exploration import Exploration
-from messcli.routing.margin import Residuals, needed_accuracy
+from messcli.routing.exploration import companions, exploration_probability
+from messcli.routing.margin import Residuals, known_surplus
 from messcli.routing.policy import Recent, Served, View, Window
-from messcli.routing.price import optimism, reach, solve
+from messcli.routing.price import Array, Standing, solve
 from messcli.routing.sla import Account
 from messcli.routing.tuning import TUNING, Tuning
 from messcli.snapshots import Part
+
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)  # t times it, modulo 1, is spread evenly over [0, 1)
 
 
 @dataclass(slots=True)
@@ -26,21 +30,24 @@ class Promise:
     """What was found out about one plan. Accuracies are in [0, 1], prices in joules."""
 
     residuals: Residuals
-    gain: float  # how far above alpha the zoo can go, on average
     price: float = 0.0  # lambda
-    reachable: bool = True  # some price reaches the target, on the latest requests' estimates
-    whole_zoo: float = 0.0  # what all models' answers cost, in chosen models' answers; 0 while not known
+    low: float = 0.0  # a smaller price, for the part 1 - share of the requests
+    share: float = 1.0
+    reachable: bool = True  # some price buys what is missing
+    spent: float = 0.0  # joules billed
     solve_at: int = 0  # settled requests of the plan at which the price is solved anew
 
     def state(self) -> Part:
         """For a snapshot."""
         return Part(
             "promise",
+            version=2,
             values={
-                "gain": float(self.gain),
                 "price": float(self.price),
+                "low": float(self.low),
+                "share": float(self.share),
                 "reachable": self.reachable,
-                "whole_zoo": float(self.whole_zoo),
+                "spent": float(self.spent),
                 "solve_at": self.solve_at,
             },
             parts={"residuals": self.residuals.state()},
@@ -48,26 +55,31 @@ class Promise:
 
     def load(self, part: Part) -> None:
         """Go on from `part`. Raises StateError: it isn't what `state` gives."""
+        if part.version == 1:  # of 0.2's first days: a price of another kind, which is looked for anew
+            self.residuals.load(part.parts["residuals"])
+            return
         part.check(self.state())
         values = part.values
-        self.gain, self.price, self.reachable = values["gain"], values["price"], values["reachable"]
-        self.whole_zoo, self.solve_at = values["whole_zoo"], values["solve_at"]
+        self.price, self.low, self.share = values["price"], values["low"], values["share"]
+        self.reachable, self.spent, self.solve_at = values["reachable"], values["spent"], values["solve_at"]
         self.residuals.load(part.parts["residuals"])
 
 
 class Auto:
-    """MESS+ with the price of accuracy found by the program.
+    """MESS+ with the price of accuracy found by the program, from the first request.
 
     Args:
-        horizon: how many requests there will be in all; None where that isn't known. With a horizon the
-            margin above alpha is given back towards the end.
-        c: exploration after the first ones, which settle the models' levels: p_t = min(1, c * t^(-1/3)). None: as
-            much as is affordable.
+        horizon: how many requests there will be in all; None where that isn't known. With a horizon alpha is met
+            at its end; without, requests settled are taken to be half of all.
+        c: the whole zoo is asked with the paper's p_t = min(1, c * t^(-1/3)). None: cheaper models are asked as well,
+            at a small part of the bill.
         audits: how answers are looked at that have no reference. Then audits are the explorations: without one,
             an answer teaches nothing.
+        seed: of the coins.
     """
 
     name = "mess+"
+    begins = True
 
     def __init__(
         self,
@@ -75,70 +87,90 @@ class Auto:
         c: float | None = None,
         tuning: Tuning = TUNING,
         audits: Audits | None = None,
+        seed: int = 0,
     ) -> None:
         self.horizon = horizon
         self.audits = audits
         self.tuning = tuning
         self.remembers = tuning.price.recent
-        self._exploration = Exploration(horizon, c, tuning.exploration)
+        self._c = c
+        self._seed = seed
         self._promises: dict[str, Promise] = {}
 
     # ---- deciding --------------------------------------------------------------------------------
 
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
-        if self.audits is not None and self._exploration.c is None:
-            return 0.0
-        whole_zoo = max((promise.whole_zoo for promise in self._promises.values()), default=0.0)
-        return self._exploration.probability(t, explored, self._requests(accounts), whole_zoo)
+        return 0.0 if self._c is None else exploration_probability(t, self._c)
 
-    def _requests(self, accounts: Mapping[str, Account]) -> float:
-        """In all, as far as known."""
-        if self.horizon:
-            return float(self.horizon)
-        return sum(account.settled + self._left(account) for account in accounts.values())
+    def companions(self, view: View, served: int) -> tuple[int, ...]:
+        if self._c is not None or view.joules is None:
+            return ()
+        share = self.tuning.exploration.share
+        return companions(self._seed, view.t, served, view.allowed, view.joules, share)
 
     def window(self, t: int, left: int | None) -> float:
-        # The first requests go to the largest model: no more of them than are explored in any case.
-        return max(self.tuning.exploration.least, t)
+        windows = self.tuning.windows
+        size: float = max(windows.first, windows.growth * t)
+        if self.horizon:
+            first = min(windows.first, windows.start * self.horizon)
+            size = min(max(first, windows.growth * t), windows.left * (self.horizon - t))
+        return max(1.0, min(size, windows.most))
 
     def choose(self, view: View) -> int:
-        """argmin of e_m - lambda (Â_m + optimism); ties go to the cheaper model. Nothing learnt: the largest."""
+        """argmin of e_m - lambda (Â_m + optimism); ties go to the cheaper model."""
         if view.estimates is None or view.joules is None:
             return view.allowed[-1]
         promise = self._promise(view.plan)
-        estimates, joules, samples, price = view.estimates, view.joules, view.samples, promise.price
-        # Not in the search of the price: that must find out whether some price reaches the target with full optimism.
-        strained = not promise.reachable
+        estimates, joules = view.estimates, view.joules
+        price = promise.price if view.t * _GOLDEN % 1.0 < promise.share else promise.low
+        bonus = self._optimism(promise, np.asarray(view.samples)).tolist()
 
         def cost(m: int) -> tuple[float, float]:
-            bonus = self._optimism(promise, samples[m], strained=strained)
-            return joules[m] - price * (estimates[m] + bonus), joules[m]
+            return joules[m] - price * (estimates[m] + min(bonus[m], max(1.0 - estimates[m], 0.0))), joules[m]
 
         return min(view.allowed, key=cost)
 
     @property
     def price(self) -> float | None:
-        solved = [p.price for p in self._promises.values() if p.reachable and p.whole_zoo]
+        # Those of `begin` are in joules that nobody has read.
+        solved = [p.price for p in self._promises.values() if p.reachable and p.solve_at]
         return sum(solved) / len(solved) if solved else None
 
-    def _optimism(self, promise: Promise, samples: float, *, strained: bool) -> float:
-        tuning = self.tuning.optimism
-        errors = tuning.errors_unreachable if strained else tuning.errors
-        return optimism(samples, promise.residuals.variance, errors, tuning.known)
+    def _optimism(self, promise: Promise, samples: Array) -> Array:
+        """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""
+        optimism, variance = self.tuning.optimism, promise.residuals.variance
+        errors = deviations(self.tuning.levels, samples, variance)
+        if not promise.reachable:
+            return optimism.errors_unreachable * errors
+        return optimism.errors * errors / np.sqrt(1.0 + variance / (errors**2 * optimism.known))
 
     def _promise(self, plan: str) -> Promise:
         return self._promises.get(plan) or self._unknown()
 
     def _unknown(self) -> Promise:
         margin = self.tuning.margin
-        return Promise(Residuals(margin.variance, margin.variance_weight), margin.reach_unknown)
+        return Promise(Residuals(margin.variance, margin.variance_weight))
 
     # ---- learning --------------------------------------------------------------------------------
 
+    def begin(self, alphas: Mapping[str, float], joules: Array) -> None:
+        """The first prices, before anything was seen.
+
+        Args:
+            joules: expected of every model.
+        """
+        nothing = np.zeros(len(joules))
+        expected = np.clip(levels(self.tuning.levels, nothing, nothing, 1.0), 0.0, 1.0)
+        for plan, alpha in alphas.items():
+            promise = self._promises.setdefault(plan, self._unknown())
+            recent = Recent(expected[None, :], joules[None, :], nothing)
+            self._solve(promise, alpha, Account(), recent)
+
     def settle(self, served: Served) -> None:
+        promise = self._promises.setdefault(served.plan, self._unknown())
+        promise.spent += served.billed_joules
         if served.accuracy is None or served.estimate is None:
             return
-        promise = self._promises.setdefault(served.plan, self._unknown())
         residual = served.accuracy - served.estimate
         promise.residuals.add(residual, self.tuning.margin, explored=served.explored)
 
@@ -155,21 +187,32 @@ class Auto:
             account = window.accounts[plan]
             if self._due(plan, account):
                 promise = self._promises.setdefault(plan, self._unknown())
-                self._solve(promise, alpha, account, window.requests, window.recent)
+                self._solve(promise, alpha, account, window.recent, window.next)
                 promise.solve_at = account.settled + int(self._pace(account))
 
-    def _solve(self, promise: Promise, alpha: float, account: Account, window: int, recent: Recent) -> None:
+    def _solve(
+        self, promise: Promise, alpha: float, account: Account, recent: Recent, window: float = 1.0
+    ) -> None:
         margin, residuals = self.tuning.margin, promise.residuals
-        promise.gain = reach(recent.estimates, margin.reach_of_best) - alpha
-        blind = max(float(window), self._pace(account))
         left = self._left(account)
-        need = needed_accuracy(alpha, account, residuals, promise.gain, left, blind, margin, self.audits)
-        need -= residuals.drift(margin)
-        bonus = np.array(
-            [self._optimism(promise, samples, strained=False) for samples in recent.samples.tolist()]
+        gain = max(float(recent.estimates.mean(axis=0).max()) - alpha, 0.0)
+        surplus, surplus_error = known_surplus(alpha, account, residuals, gain, left, margin, self.audits)
+        standing = Standing(
+            alpha=alpha,
+            surplus=surplus,
+            surplus_error=surplus_error,
+            left=left,
+            window=max(float(window), self._pace(account)),
+            variance=residuals.variance,
+            drift=residuals.drift(margin),
+            spent=promise.spent,
         )
-        found = solve(recent.estimates, recent.joules, bonus, need, promise.price, self.tuning.price)
-        promise.price, promise.reachable, promise.whole_zoo = found.price, found.reachable, found.whole_zoo
+        promise.reachable = True
+        bonus = np.minimum(self._optimism(promise, recent.samples), np.maximum(1.0 - recent.estimates, 0.0))
+        errors = deviations(self.tuning.levels, recent.samples, residuals.variance)
+        found = solve(recent.estimates, recent.joules, bonus, errors, standing, self.tuning.price)
+        promise.price, promise.low, promise.share = found.price, found.low, found.share
+        promise.reachable = found.reachable
 
     def _left(self, account: Account) -> float:
         """Requests to come, as far as known."""
@@ -180,11 +223,10 @@ class Auto:
     def _pace(self, account: Account) -> float:
         """Requests until the price is solved again."""
         price = self.tuning.price
-        if account.settled < self._exploration.first:
-            return 1.0
+        pace = min(float(price.every), max(1.0, account.settled // price.part))
         if not self.horizon:
-            return float(price.every)
-        return min(float(price.every), max(1.0, self._left(account) // price.left_per_solution))
+            return pace
+        return min(pace, max(1.0, self._left(account) // price.part))
 
     # ---- remembering -----------------------------------------------------------------------------
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from messcli.predict.base import Predictor
+from messcli.predict.base import Begins, Predictor
 from messcli.predict.joules import JoulesPredictor
+from messcli.predict.levels import levels
 from messcli.predict.text import TOGETHER
 from messcli.records import Decision, Request
 from messcli.routing.audit import Auditor, Audits
@@ -41,7 +42,7 @@ class Settings:
     seed: int = 0
     learn_from: str = "all"  # "explored": only from explorations, as the paper; "all": from every reference
     serve: str = "largest"  # what an exploration serves; "best" leaks the reference into the accuracy
-    window: int = 1  # requests decided together, at most
+    window: int | None = 1  # requests decided together, at most; None: as many as the policy finds right
     horizon: int | None = None  # requests in all; None where that isn't known
     audits: Audits | None = None  # None: references tell what answers are worth
 
@@ -112,10 +113,20 @@ class Controller:
             else None
         )
         self._in_window = 0  # requests settled since a window was closed
-        self._recent = _RecentRequests(models, policy.remembers)
+        self._recent = _RecentRequests(models, policy.remembers, begun=policy.begins)
         self.accounts = {plan: Account() for plan in settings.alphas}
         # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
         self._best = _Running()
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect of the zoo what its order and its calibration make likely. Nothing was decided yet."""
+        if not self.policy.begins:
+            return
+        if isinstance(self.predictor, Begins):
+            self.predictor.begin(self.tuning.levels)
+        self.joules.begin(self.tuning.levels)
+        self.policy.begin(self.settings.alphas, self.joules.typical)
 
     # ---- deciding -------------------------------------------------------------------------------
 
@@ -125,7 +136,12 @@ class Controller:
         Args:
             left: requests still to come in this input; None where that isn't known.
         """
-        return int(min(self.settings.window, self.policy.window(self.t, left)))
+        size = self.policy.window(self.t, left)
+        if self.settings.window is None:
+            return int(min(size, self.tuning.windows.most))
+        if self.policy.begins:  # the first ones are decided on little
+            size = max(self.tuning.windows.least, self.t)
+        return int(min(self.settings.window, size))
 
     def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
         """Decide a whole window, in order. Inside it, Q moves by the estimates of what was decided. Pure.
@@ -153,8 +169,15 @@ class Controller:
                 asked = tuple(can)
                 model = can[-1]
             else:
-                model = self._choose(t, plan, queues[plan], can, estimates, joules, samples)
-                asked = (model,)
+                model, others = self._choose(t, plan, queues[plan], can, estimates, joules, samples)
+                taught = (
+                    bool(request.references) and auditor is None
+                )  # audits choose what they ask themselves
+                asked = (*others, model) if taught else (model,)
+                explored = len(asked) > 1
+                # So many answers will be known then: what is little known is tried, but not by all at once.
+                for m in asked if taught else ():
+                    samples[m] += 1.0
             decision = Decision(t, model, asked, explored, estimates, joules, owed)
             if auditor is not None:
                 decision = auditor.decide(decision, can, samples, later)
@@ -176,9 +199,22 @@ class Controller:
 
         def rows(predictor: Predictor | JoulesPredictor) -> Iterable[_Row]:
             predicted = predictor.predict_many(predictor.encode_many(texts))
+            if predictor is self.predictor and self.policy.begins:
+                predicted = self._of_all(
+                    np.zeros((len(texts), self.models)) if predicted is None else predicted
+                )
             return repeat(None, len(texts)) if predicted is None else map(tuple, predicted.tolist())
 
         return zip(rows(self.predictor), rows(self.joules), strict=True)
+
+    def _of_all(self, estimates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where a policy begins: of models that aren't seen yet, what the others make likely; (..., models)"""
+        samples = self.predictor.samples
+        if not self.policy.begins or isinstance(self.predictor, Begins) or samples.all():
+            return estimates
+        prior = self.tuning.levels
+        expected = np.clip(levels(prior, samples, estimates, prior.variance), 0.0, 1.0)
+        return np.where(samples > 0, estimates, expected)
 
     def _choose(
         self,
@@ -189,10 +225,11 @@ class Controller:
         estimates: tuple[float, ...] | None,
         joules: tuple[float, ...] | None,
         samples: Sequence[float],
-    ) -> int:
+    ) -> tuple[int, tuple[int, ...]]:
+        """(the model that serves, the ones that are asked as well)."""
         alpha = self.settings.alphas[plan]
         if self.unreachable(plan):
-            return allowed[-1]
+            return allowed[-1], ()
         view = View(
             t=t,
             plan=plan,
@@ -204,7 +241,8 @@ class Controller:
             joules_unit=self.joules.unit,
             samples=samples,
         )
-        return self.policy.choose(view)
+        served = self.policy.choose(view)
+        return served, self.policy.companions(view, served)
 
     def expected_explorations(self, requests: int) -> float:
         """How many of the next requests are likely to be explorations. Sampled, so that it stays cheap."""
@@ -272,13 +310,19 @@ class Controller:
             self.auditor.book(account.mean, decision, event.accuracies, served)
             observed = self.auditor.found(decision, event.accuracies)
             estimate = None if estimates is None else estimates[decision.chosen]
-        self.policy.settle(Served(event.plan, observed, estimate, decision.explored))
+        billed = math.fsum(joules for joules in event.joules if not math.isnan(joules))
+        self.policy.settle(Served(event.plan, observed, estimate, decision.explored, billed))
 
     def close_window(self) -> None:
         """End the window: all its requests are settled. The policy solves its prices now."""
         wanted = self.policy.wants_recent(self.accounts)
         recent = self._recent.seen_by(self.predictor, self.joules) if wanted else None
-        self.policy.window_closed(Window(self._in_window, self.settings.alphas, self.accounts, recent))
+        if recent is not None:
+            recent = replace(recent, estimates=self._of_all(recent.estimates))
+        upcoming = float(self.window())
+        self.policy.window_closed(
+            Window(self._in_window, self.settings.alphas, self.accounts, recent, upcoming)
+        )
         if self.auditor is not None:
             self.auditor.close_window(self.policy.price, self._in_window)
         self._in_window = 0
@@ -299,7 +343,8 @@ class Controller:
             return
         if event.decision.explored or self.settings.learn_from == "all":
             self.predictor.learn_one(self.predictor.encode(event.text), np.array(event.accuracies))
-        if event.decision.explored or event.decision.audited:
+        asked = event.decision.asked
+        if event.decision.audited or (event.decision.explored and len(asked) == self.models):
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
 
     # ---- remembering -----------------------------------------------------------------------------
@@ -367,8 +412,9 @@ class Controller:
 class _RecentRequests:
     """A ring of the latest requests, with what the predictors say of them: made anew when these have changed."""
 
-    def __init__(self, models: int, capacity: int) -> None:
+    def __init__(self, models: int, capacity: int, *, begun: bool) -> None:
         self._capacity = capacity
+        self._begun = begun  # predictors say something of every model from the start
         self._count = 0  # ever added
         self._texts: list[str] = []
         self._estimates = np.full((capacity, models), np.nan)
@@ -389,7 +435,8 @@ class _RecentRequests:
         """What the predictors say of the requests now; None while one of them can't."""
         estimates, expected = self._estimates[: len(self._texts)], self._joules[: len(self._texts)]
         known = (
-            predictor.samples.all()
+            bool(self._texts)
+            and (predictor.samples.all() or self._begun)
             and self._refresh(0, predictor, estimates)
             and self._refresh(1, joules, expected)
         )

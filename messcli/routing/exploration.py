@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from hashlib import blake2b
-
-from messcli.routing import tuning
 
 
 def coin(seed: int, t: int, purpose: bytes = b"explore") -> float:
@@ -21,40 +18,17 @@ def exploration_probability(t: int, c: float) -> float:
     return min(1.0, c * fading)
 
 
-@dataclass(frozen=True, slots=True)
-class Exploration:
-    """The schedule where no constant is given: some first requests are all explored, later ones by p_t.
+def companions(
+    seed: int, t: int, served: int, allowed: Sequence[int], joules: Sequence[float], share: float
+) -> tuple[int, ...]:
+    """The models that are asked beside the served one: cheaper ones, so that they are known where it is needed.
 
-    Each of the two phases may take `tuning.share` of the bill; `tuning.least` explorations there are in any case.
-
-    Args:
-        horizon: requests in all; None where that isn't known.
-        c: the constant of p_t for the later ones, whatever they cost; None: `tuning.c`, as far as it is affordable.
+    Each smaller model is asked with a probability at which all of them together are expected to take `share` of the
+    served answer's joules. Coins depend on (seed, t, model) alone.
     """
-
-    horizon: int | None
-    c: float | None
-    tuning: tuning.Exploration
-
-    @property
-    def first(self) -> int:
-        """How many of the first requests are explored, where that is affordable."""
-        if not self.horizon:
-            return self.tuning.first
-        return max(self.tuning.least, int(self.tuning.first_by_root * math.sqrt(self.horizon)))
-
-    def probability(self, t: int, explored: int, requests: float, whole_zoo: float) -> float:
-        """p_t.
-
-        Args:
-            t: the request, counted from 1.
-            explored: explorations so far.
-            requests: expected in all.
-            whole_zoo: what all models' answers to a request cost, in units of the chosen model's; 0: not known.
-        """
-        affordable = self.tuning.share / whole_zoo if whole_zoo else 1.0  # the part of the requests
-        if explored < min(float(self.first), max(float(self.tuning.least), affordable * requests)):
-            return 1.0
-        if self.c is not None:
-            return exploration_probability(t, self.c)
-        return min(exploration_probability(t, self.tuning.c), affordable)
+    smaller = [m for m in allowed if m < served]
+    return tuple(
+        m
+        for m in smaller
+        if coin(seed, t, b"with %d" % m) * len(smaller) * joules[m] < share * joules[served]
+    )

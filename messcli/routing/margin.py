@@ -1,4 +1,4 @@
-"""The margin: which mean accuracy the requests to come must have, so that chance doesn't break the promise.
+"""How estimates turn out: the scatter and the drift of A - Â, and the surplus where not all accuracies are observed.
 
 Pure numbers: knows accounts and residuals, no models, prices or files. docs/how-it-decides.md has the mathematics.
 """
@@ -68,39 +68,29 @@ class Residuals:
         self.recent_total, self.recent_weight = values["recent_total"], values["recent_weight"]
 
 
-def needed_accuracy(
+def known_surplus(
     alpha: float,
     account: Account,
     residuals: Residuals,
     gain: float,
     left: float,
-    blind: float,
     margin: tuning.Margin,
     audits: Audits | None = None,
-) -> float:
-    """The mean accuracy that the requests to come must have: alpha, plus the margin, less the surplus.
+) -> tuple[float, float]:
+    """(what is saved up, how far off that may be), sums of A - alpha. What may be missing of it is taken off.
 
     Args:
         gain: how far above alpha the zoo gets on average with full effort.
         left: requests to come, as far as known.
-        blind: requests that are decided before a price can react to their outcomes.
         audits: how answers are looked at that have no reference; None: they aren't.
     """
-    ahead = max(left * margin.payback, 1.0)
-    gain = max(margin.gain_kept * gain, margin.least_gain)
-    one = math.sqrt(residuals.variance)
-    deviation = margin.safety * one
-    # The debt from which full effort still recovers: max over n of deviation * sqrt(n) - gain * (n - blind).
-    span = min(ahead, max((deviation / (2.0 * gain)) ** 2, blind))
-    reserve = deviation * math.sqrt(span) - gain * max(span - blind, 0.0)
-    reserve += margin.end * one
     if audits is None:
         surplus, doubt = _unaudited(account, residuals, left, margin)
-    else:
-        surplus, doubt = _audited(alpha, account, residuals, left, margin, audits)
-        # A doubt that full effort can't pay for would send everything to the largest model, whatever it costs.
-        doubt = min(doubt, margin.most_doubt * gain * (account.settled + left))
-    return alpha + (reserve + doubt - surplus) / ahead
+        return surplus - doubt, doubt / margin.audit
+    surplus, doubt = _audited(alpha, account, residuals, left, margin, audits)
+    # A doubt that full effort can't pay for would send everything to the largest model, whatever it costs.
+    gain = max(margin.gain_kept * gain, margin.least_gain)
+    return surplus - min(doubt, margin.most_doubt * gain * (account.settled + left)), 0.0
 
 
 def _unaudited(

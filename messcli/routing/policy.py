@@ -43,6 +43,7 @@ class Served:
     accuracy: float | None  # observed; None without a reference or audit
     estimate: float | None  # Â of the served model when it was chosen; None while nothing was learnt
     explored: bool
+    billed_joules: float  # of all models that ran, as far as they were read
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +63,32 @@ class Window:
     alphas: Mapping[str, float]  # plan -> target
     accounts: Mapping[str, Account]  # by plan
     recent: Recent | None  # None where the policy doesn't want them, and while nothing is learnt
+    next: float  # requests of the window to come, as far as known
 
 
 class Policy(Protocol):
     """How often the whole zoo is asked, and which model serves otherwise.
 
-    `exploration_probability`, `window` and `choose` are pure: they change nothing, so that a whole window can be
-    decided before anything of it is settled. `settle` is called for each served request, in input order, and
-    `window_closed` after the last one of each window.
+    `exploration_probability`, `window`, `choose` and `companions` are pure: they change nothing, so that a whole
+    window can be decided before anything of it is settled. `settle` is called for each served request, in input
+    order, and `window_closed` after the last one of each window.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def begins(self) -> bool:
+        """Whether it chooses by what is expected of a zoo before anything was learnt."""
+        ...
+
+    def begin(self, alphas: Mapping[str, float], joules: NDArray[np.float64]) -> None:
+        """Nothing was seen yet. Called where `begins`.
+
+        Args:
+            joules: expected of every model, from its calibration or its place in the zoo.
+        """
+        ...
 
     @property
     def remembers(self) -> int:
@@ -96,7 +111,13 @@ class Policy(Protocol):
         """
         ...
 
-    def choose(self, view: View) -> int: ...
+    def choose(self, view: View) -> int:
+        """The model that is to serve."""
+        ...
+
+    def companions(self, view: View, served: int) -> tuple[int, ...]:
+        """Models smaller than `served` that are asked as well, ascending. Then the request counts as explored."""
+        ...
 
     @property
     def price(self) -> float | None:
@@ -137,6 +158,13 @@ class _Stateless:
 
     remembers = 0
     price: float | None = None
+    begins = False
+
+    def begin(self, alphas: Mapping[str, float], joules: NDArray[np.float64]) -> None:
+        pass
+
+    def companions(self, view: View, served: int) -> tuple[int, ...]:
+        return ()
 
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return 0.0

@@ -1,14 +1,14 @@
-"""The price of accuracy: the smallest one, in joules per unit of accuracy, whose choices reach what is needed.
+"""The price of accuracy: what a unit of it is expected to cost later, in joules.
 
-Equation 3 serves argmin V e_m + Q (alpha - Â_m), which is argmin e_m - lambda Â_m with lambda = Q / V, the price. Here
-lambda is solved for on the latest requests' estimates. docs/how-it-decides.md has the mathematics. Pure numbers:
-knows no prompts, models, plans or files.
+Equation 3 serves argmin V e_m + Q (alpha - Â_m), which is argmin e_m - lambda Â_m with lambda = Q / V, the price. The
+cheapest way to a mean accuracy has one price throughout (the multiplier of the linear programme), so the best price now
+is the one that is expected to hold later, when it is known what is still missing: the price is a martingale.
+docs/how-it-decides.md has the mathematics. Pure numbers: knows no prompts, models, plans or files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,77 +19,170 @@ from messcli.routing import tuning
 Array = NDArray[np.float64]
 
 
-def optimism(samples: float, variance: float, errors: float, known: float) -> float:
-    """What is added to the Â of a model whose level rests on so many observations.
+def _normal(most: float, points: int) -> tuple[Array, Array]:
+    """Places and weights of a normal distribution cut at `most` deviations."""
+    places = np.linspace(-most, most, points)
+    weights = np.exp(-0.5 * places * places)
+    return places, weights / weights.sum()
 
-    `errors` standard errors sqrt(variance / n) of the level, fading faster than that beyond `known` observations.
-    """
-    return errors * math.sqrt(variance / (max(samples, 1.0) * (1.0 + samples / known)))
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a plan stands when a price is looked for. Accuracies are in [0, 1]."""
+
+    alpha: float
+    surplus: float  # sum of A - alpha so far
+    surplus_error: float  # standard error of what of it wasn't observed
+    left: float  # requests to come, as far as known
+    window: float  # of those, decided before a price can react
+    variance: float  # of A - Â of one request
+    drift: float  # mean A - Â of chosen models
+    spent: float  # joules so far
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """What was found on the recent requests."""
+    """What was found. Where no single price buys what is wanted, requests are shared out between two."""
 
     price: float  # joules per unit of accuracy
-    reachable: bool  # some price reaches what is needed
-    whole_zoo: float  # joules of all models' answers to a request, in units of the chosen model's
+    low: float  # the smaller one of two, or the same
+    share: float  # of the requests that are decided at `price`; the others at `low`
+    reachable: bool  # some price buys what is missing, on average
 
 
-def solve(
-    estimates: Array, joules: Array, bonus: Array, need: float, start: float, search: tuning.Price
-) -> Solution:
-    """The smallest price at which the choices on the recent requests have a mean Â of `need`.
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What choices at each of some ascending prices buy, means over the requests: (prices,) each."""
+
+    prices: Array
+    accuracy: Array  # as estimated
+    hoped: Array  # with the optimism that the choices have
+    joules: Array
+    doubt: Array  # standard error of the chosen models' levels
+
+    def until(self, end: int) -> Curve:
+        """The first `end` prices."""
+        return Curve(
+            *(getattr(self, name)[:end] for name in ("prices", "accuracy", "hoped", "joules", "doubt"))
+        )
+
+
+def curve(estimates: Array, joules: Array, bonus: Array, errors: Array, prices: Array) -> Curve:
+    """What is bought at each price.
 
     Args:
         estimates, joules: (requests, models).
-        bonus: (models,): the optimism that choices add to Â. The mean Â that must reach `need` goes without.
-        start: the price of before, from which it is looked for.
+        bonus: (models,): the optimism that choices add to Â.
+        errors: (models,): standard errors of the models' levels.
+        prices: ascending.
     """
-    rows = np.arange(len(estimates)) * estimates.shape[1]
     hoped = estimates + bonus
+    chosen = np.argmin(joules - prices[:, None, None] * hoped, axis=2)
+    places = np.arange(len(estimates)) * estimates.shape[1] + chosen
 
-    def of_chosen(values: Array, price: float) -> float:
-        chosen = np.argmin(joules - price * hoped, axis=1)
-        return float(values.ravel().take(rows + chosen).mean())
+    def mean(values: Array) -> Array:
+        found: Array = values.ravel().take(places).mean(axis=1)
+        return found
 
-    def reached(price: float) -> bool:
-        return of_chosen(estimates, price) >= need
-
-    unit = float(joules.mean()) or 1.0  # 0 where a meter counts nothing: then any price is as good
-    price = _smallest(reached, start, unit, search)
-    whole_zoo = len(joules.T) * unit / (of_chosen(joules, price) or unit)
-    return Solution(price, price < search.most * unit, whole_zoo)
-
-
-def _smallest(reached: Callable[[float], bool], start: float, unit: float, search: tuning.Price) -> float:
-    """The smallest price at which `reached` holds; `search.most` units where it never does."""
-    most = search.most * unit
-    if reached(0.0):
-        return 0.0
-    high = start if 0.0 < start < most else unit
-    factor = search.step
-    while not reached(high):
-        high, factor = high * factor, min(factor * search.step_growth, search.step_most)
-        if high > most:
-            return most
-    low, factor = high / search.step, search.step
-    while low > search.least * unit and reached(low):
-        high, factor = low, min(factor * search.step_growth, search.step_most)
-        low /= factor
-    for _ in range(search.halvings):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    return Curve(
+        prices,
+        np.maximum.accumulate(mean(estimates)),
+        np.maximum.accumulate(mean(hoped)),
+        mean(joules),
+        errors[chosen].mean(axis=1),
+    )
 
 
-def reach(estimates: Array, best_weight: float) -> float:
-    """The mean accuracy of full effort: between the best model of each request and the best single model.
+def solve(
+    estimates: Array, joules: Array, bonus: Array, errors: Array, standing: Standing, search: tuning.Price
+) -> Solution:
+    """The smallest price that isn't below the price that is expected after the window, if it buys at this one.
 
     Args:
-        estimates: (requests, models).
-        best_weight: of the former.
+        estimates, joules: of requests like those to come, (requests, models).
+        bonus: (models,): the optimism that choices add to Â.
+        errors: (models,): standard errors of the models' levels.
     """
-    columns = estimates.T.copy()  # of a model each: numpy is slow along the few numbers of a row
-    best_each, best_single = columns.max(axis=0).mean(), columns.mean(axis=1).max()
-    return best_weight * float(best_each) + (1.0 - best_weight) * float(best_single)
+    means = joules.mean(axis=0)
+    dearest = float(means.max()) or 1.0  # 0 where a meter counts nothing: then any price is as good
+    cheapest = float(means.min()) or 1e-3 * dearest
+    grid = np.geomspace(search.least * cheapest, search.most * dearest, search.cells)
+    bought = curve(estimates, joules, bonus, errors, grid)
+    # Beyond the price that buys nearly everything only the estimates' noise is bought.
+    last = max(_nearly_all(bought.accuracy, search.nearly), _nearly_all(bought.hoped, search.nearly))
+    if last == 0:  # the cheapest model is the best one
+        return Solution(float(grid[0]), float(grid[0]), 1.0, True)
+    bought = bought.until(last + 1)
+    expected = _expected(bought, standing, search)
+    owed = standing.alpha * standing.left - standing.surplus
+    reachable = bool(owed <= standing.left * (bought.accuracy[-1] + standing.drift))
+    logs = np.log(bought.prices)
+    enough = np.flatnonzero(bought.prices >= expected)
+    if not len(enough):
+        price = float(expected[-1])
+        return Solution(price, price, 1.0, reachable)
+    place = int(enough[0])
+    if place == 0:
+        return Solution(float(grid[0]), float(grid[0]), 1.0, reachable)
+    # Where the line of the expected price crosses that of the price, in logarithms.
+    under = math.log(expected[place - 1]) - logs[place - 1]
+    over = logs[place] - math.log(expected[place])
+    part = under / max(under + over, 1e-9)
+    price = math.exp(logs[place - 1] + part * (logs[place] - logs[place - 1]))
+    if expected[place - 1] - expected[place] <= search.flat * expected[place]:
+        return Solution(price, price, 1.0, reachable)
+    # What the window buys changes what is missing later. Between two prices at which many requests change their
+    # model, as many of them are decided at the higher one as are worth it.
+    fine = np.geomspace(bought.prices[place - 1], bought.prices[place], search.fine)
+    accuracy = curve(estimates, joules, bonus, errors, fine).accuracy + standing.drift
+    around = slice(place - 1, place + 1)
+    aim = float(np.interp(price, bought.prices[around], bought.accuracy[around])) + standing.drift
+    spot = min(max(int(np.searchsorted(accuracy, aim)) - 1, 0), len(fine) - 2)
+    step = accuracy[spot + 1] - accuracy[spot]
+    share = min(max((aim - accuracy[spot]) / step, 0.0), 1.0) if step > 0.0 else 1.0
+    return Solution(float(fine[spot + 1]), float(fine[spot]), float(share), reachable)
+
+
+def _nearly_all(accuracy: Array, part: float) -> int:
+    """The first place that has `part` of the way from the first to the last."""
+    return int(np.searchsorted(accuracy, accuracy[0] + part * (accuracy[-1] - accuracy[0])))
+
+
+def _expected(bought: Curve, now: Standing, search: tuning.Price) -> Array:
+    """The price that is expected to hold after the window, if the window buys at each of the prices: (prices,).
+
+    Averaged over the accuracies of what is to come, which scatter, and over the levels, which may be off. A way of
+    things counts by how much its joules matter to what the whole job takes in it: what is kept small is the
+    relative excess, whatever the right price turns out to be.
+    """
+    chance, chances = _normal(search.chance_most, search.chances)
+    doubt, doubts = _normal(search.doubt_most, search.doubts)
+    logs, accuracy = np.log(bought.prices), bought.accuracy + now.drift
+    window = min(now.window, now.left)
+    rest = now.left - window
+    scatter = math.sqrt(now.variance * now.left + now.surplus_error**2)
+    missed = search.miss * bought.prices[-1]
+    owed = now.alpha * now.left - now.surplus + search.end * math.sqrt(now.variance) + scatter * chance
+    total = np.zeros(len(logs))
+    weight = np.zeros(len(logs))
+    for off, probability in zip(doubt, doubts, strict=True):
+        truly = np.maximum.accumulate(accuracy + off * bought.doubt)
+        missing = owed - window * truly[:, None]  # (prices, chances), after the window
+        if rest >= 1.0:
+            wanted = missing / rest
+            later = np.exp(np.interp(wanted, truly, logs))
+            then = np.interp(wanted, truly, bought.joules)
+            short = missing - rest * truly[-1]
+        else:
+            short = missing
+            later = np.where(short > 0.0, bought.prices[-1], bought.prices[0])
+            then = np.zeros(missing.shape)
+        # A little short of what full effort reaches: there a unit of accuracy decides whether alpha is kept.
+        decides = (short > 0.0) & (short < search.pivotal * scatter)
+        later = np.where(decides, missed, later)
+        job = now.spent + window * bought.joules[:, None] + rest * then
+        weights = probability * chances / np.where(job > 0.0, job, 1.0)
+        total += (weights * later).sum(axis=1)
+        weight += weights.sum(axis=1)
+    found: Array = total / weight
+    return found

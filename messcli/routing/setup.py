@@ -30,7 +30,7 @@ class Setup:
     seed: int = 0
     serve: str = "largest"
     horizon: int | None = None  # requests to come, where it is known
-    window: int = 1  # requests decided together, at most
+    window: int | None = 1  # requests decided together, at most; None: found by the policy
     tuning: Tuning = TUNING
     audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
 
@@ -42,7 +42,7 @@ def mess_plus(setup: Setup) -> Policy:
     """The paper's with --v; else the one that finds the price."""
     if setup.v is not None:
         return MessPlus(setup.v, 3.0 if setup.c is None else setup.c)
-    return Auto(setup.horizon, setup.c, setup.tuning, setup.audits)
+    return Auto(setup.horizon, setup.c, setup.tuning, setup.audits, setup.seed)
 
 
 def smallest(setup: Setup) -> Policy:

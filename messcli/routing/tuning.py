@@ -10,19 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from messcli.predict import tuning as estimates
+from messcli.predict.tuning import LEVELS, Levels
 
 
 @dataclass(frozen=True, slots=True)
 class Optimism:
     """What is added to the Â of a model that was seldom observed, so that it isn't written off after a bad start."""
 
-    errors: float = 2.0
-    """Standard errors of a model's level. Raised: seldom observed models are tried more often.
-    docs/evidence/routing.md#what-each-idea-is-worth: 1 saves on one table what it costs on another."""
-    errors_unreachable: float = 1.0
-    """The same in choices while no price reaches the target: joules don't count then, and a trial is paid for with
-    accuracy. Raised: a bad model is tried again and again while the promise is behind; lowered to 0: a good one
-    that was unlucky isn't found again (docs/evidence/routing.md#what-each-idea-is-worth, "optimism is halved")."""
+    errors: float = 1.5
+    """Standard errors of a model's level. Raised: seldom observed models are tried more often
+    (docs/evidence/routing.md#what-each-idea-is-worth)."""
+    errors_unreachable: float = 2.0
+    """The same in choices while no price buys what is missing; it doesn't fade then. Lowered to 0: a good model that
+    was unlucky isn't found again."""
     known: float = 30.0
     """Observations at which a model's optimism has faded to 1/sqrt(2) of a standard error's. Raised: it fades
     later, which costs 0.02 of static on `mmlu_pro` (docs/evidence/routing.md#what-each-idea-is-worth, "not fading
@@ -31,58 +31,53 @@ class Optimism:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The search of the price. Prices are in joules; a unit is the mean predicted joules of the recent requests'
-    answers."""
+    """The search of the price. Prices are in joules per unit of accuracy."""
 
     recent: int = 1000
     """Requests that the price is solved on: the latest. Raised: less noise, later notice of other traffic, more
     time."""
     every: int = 16
     """Requests of a plan between two solutions, at the most. Raised: less time, later reaction."""
-    left_per_solution: int = 8
-    """Near the end a solution is due after 1/8 of the requests left, if that is sooner. Raised: solved more often
-    there."""
-    most: float = 1e6
-    """Units: the highest price. At it, joules don't count any more, and the target counts as out of reach."""
-    least: float = 1e-6
-    """Units: below it no smaller price is looked for."""
-    step: float = 1.2
-    """The first factor by which a bracket around the price of before is widened."""
-    step_growth: float = 1.5
-    """That factor grows by this factor each time. Raised: fewer steps, a wider bracket to halve."""
-    step_most: float = 8.0
-    """... up to this."""
-    halvings: int = 7
-    """Of the bracket. 7 of a factor 1.2 leave 0.2 %, of a factor 8 they leave 2 %. Raised: exacter, more time."""
+    part: int = 8
+    """A solution is due after 1/8 of the requests settled, and near the end after 1/8 of those left, if that is sooner.
+    Raised: solved more often there."""
+    least: float = 0.03
+    """The lowest price looked at, in joules of the cheapest model's mean answer."""
+    most: float = 300.0
+    """The highest, in joules of the dearest model's mean answer."""
+    cells: int = 44
+    """Prices looked at between these. Raised: exacter, more time."""
+    fine: int = 9
+    """Prices looked at between two of them, to share requests out."""
+    flat: float = 0.02
+    """Fall of the expected price from one of them to the next, above which requests are shared out."""
+    nearly: float = 0.98
+    """Part of the accuracy that can be bought beyond which a price buys the estimates' noise. Raised: full effort
+    costs more."""
+    miss: float = 8.0
+    """A unit of accuracy that decides whether alpha is kept, in units of full effort's price. Raised: alpha is kept
+    more often, for more joules (docs/evidence/routing.md#what-each-idea-is-worth)."""
+    pivotal: float = 1.0
+    """Deviations of chance below alpha, at full effort, within which it is taken to decide that. Raised: as `miss`."""
+    end: float = 2.0
+    """Deviations of one request that stay above alpha at the end. Raised: alpha is kept more often, for more joules."""
+    chance_most: float = 3.5
+    """Deviations of chance that are reckoned with."""
+    chances: int = 15
+    """Ways that chance can go which are looked at."""
+    doubt_most: float = 1.5
+    """Standard errors of the levels that are reckoned with. Raised: dearer at the start, alpha kept more often."""
+    doubts: int = 5
+    """Ways that levels can be off which are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """How far above alpha the choices aim. Accuracies are in [0, 1]; a deviation is that of A - Â of one request."""
+    """How estimates turn out. A deviation is that of A - Â of one request."""
 
-    safety: float = 3.0
-    """Deviations of chance that full effort must still recover from. Raised: alpha is kept more often, for more
-    joules. docs/evidence/routing.md#what-each-idea-is-worth, "safety 2.2 instead of 3": alpha missed in 2 of 12
-    orders."""
-    end: float = 2.0
-    """Deviations of one request that stay as margin until the last request. Raised: as `safety`, near the end."""
-    payback: float = 0.6
-    """The part of the requests left over which a debt is paid back and a surplus is spent. Raised: later. 1: no
-    gain (docs/evidence/routing.md#what-each-idea-is-worth, "a margin over all that is left")."""
-    gain_kept: float = 0.7
-    """The part of the zoo's estimated reach above alpha that full effort is trusted to gain. Raised: a smaller
-    margin."""
-    least_gain: float = 0.005
-    """Accuracy per request that full effort is taken to gain at the least. Raised: a smaller margin near the zoo's
-    reach."""
-    reach_of_best: float = 0.5
-    """Weight of the best model of each request, beside the best single model, in the zoo's reach. Raised: the reach
-    is taken to be higher, for a smaller margin."""
-    reach_unknown: float = 0.1
-    """Accuracy: the reach above alpha until the price was solved once."""
     variance: float = 0.15
-    """Accuracy squared: the variance of A - Â until some are known. Raised: a larger margin at the start."""
-    variance_weight: float = 10.0
+    """Accuracy squared: the variance of A - Â until some are known. Raised: dearer at the start."""
+    variance_weight: float = 4.0
     """Requests' worth of belief in it. Raised: it counts for longer."""
     variance_memory: float = 500.0
     """Requests over which the variance is averaged. Raised: less noise, later notice of other traffic."""
@@ -108,6 +103,11 @@ class Margin:
     sure_errors: float = 3.4
     """Standard errors of the unbiased estimate that lie between it and its bound: sqrt(2 log(1 / error) + 2 log(1 /
     share of a rate)), and what the mixture loses. Raised: the bound meets alpha more often, for more joules."""
+    gain_kept: float = 0.7
+    """The part of the zoo's estimated reach above alpha that full effort is trusted to gain, where a doubt is weighed
+    against it. Raised: more doubt is allowed for."""
+    least_gain: float = 0.005
+    """Accuracy per request that full effort is taken to gain at the least. Raised: the same."""
     most_doubt: float = 0.6
     """The part of what full effort gains that is paid for doubt, at most. Raised: where little can be found out, the
     dearest model serves more."""
@@ -117,21 +117,31 @@ class Margin:
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """How often the whole zoo is asked, where the price is found by the program."""
+    """What is asked beside the served model, where the price is found by the program and no constant is given."""
 
     share: float = 0.02
-    """The part of the expected bill that the first explorations may take, and the later ones as well. Raised:
-    levels are known sooner, for more joules (docs/evidence/routing.md#what-each-idea-is-worth: 3 % gains nothing,
-    1.5 % missed alpha in 3 of 198)."""
-    least: int = 8
-    """Explorations at the start, whatever they cost. 12: no gain
+    """Joules that the models cheaper than the served one are asked for, in joules of the served answer. Raised: the
+    cheaper models are known better where a dearer one serves, for more joules
     (docs/evidence/routing.md#what-each-idea-is-worth)."""
-    first: int = 24
-    """Explorations at the start where the horizon isn't known."""
-    first_by_root: float = 0.45
-    """Explorations at the start per sqrt(requests in all), where that is known."""
-    c: float = 0.05
-    """Of the later ones: p_t = c * t^(-1/3). Raised: more explorations for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How many requests are decided together (`--window auto`)."""
+
+    first: int = 64
+    """The first window, requests."""
+    start: float = 0.05
+    """... at most this part of the requests in all. Raised: short jobs decide more of them on nothing."""
+    growth: float = 1.0
+    """The next windows, in requests settled. Raised: engines are fuller, decisions rest on less."""
+    left: float = 0.5
+    """The largest part of the requests left that a window takes. Raised: fewer windows near the end, and less
+    chance to repair what a window missed."""
+    most: int = 16_384
+    """Requests."""
+    least: int = 8
+    """The first windows where a size is given, requests; the next ones take as many as are settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +213,8 @@ class Tuning:
     margin: Margin = field(default_factory=Margin)
     exploration: Exploration = field(default_factory=Exploration)
     audits: Audits = field(default_factory=Audits)
+    windows: Windows = field(default_factory=Windows)
+    levels: Levels = LEVELS
     mix: Mix = field(default_factory=Mix)
     reach: Reach = field(default_factory=Reach)
 

@@ -1,6 +1,6 @@
 """What routing without tuning flags costs against the best request-blind mix, on outcome tables of your own.
 
-    python tools/bench/decision_quality.py TABLE... [--orders 20] [--window 1] [--at 0.2,0.5,0.8] [--metric NAME]
+    python tools/bench/decision_quality.py TABLE... [--orders 20] [--window 1|auto] [--at 0.2,0.5,0.8] [--metric NAME]
 
 Every joule is billed, explorations included, and learning starts from nothing in every run. `static` is the
 cheapest mix that doesn't look at the request and knows the models' means beforehand. Alpha lies so far of the way
@@ -26,12 +26,16 @@ from messcli.simulation.runs import alphas_at, cores
 from messcli.simulation.table import read_table
 
 
+def window(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+")
     parser.add_argument("--orders", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the first order")
-    parser.add_argument("--window", type=int, default=1)
+    parser.add_argument("--window", type=window, default=1, help="a number, or auto")
     parser.add_argument("--at", default="0.2,0.5,0.8")
     parser.add_argument("--metric", default="rouge1", help="scores outputs that have no accuracy")
     parser.add_argument("--predictor", default="ridge")

@@ -1,6 +1,6 @@
 """What routing takes on full engines, beside the largest model and a request-blind mix, both in one go.
 
-    python tools/bench/engines.py --engines ENGINES TABLE... [--at 0.5] [--orders 5] [--copies 1] [--window N]
+    python tools/bench/engines.py --engines ENGINES TABLE... [--at 0.5] [--orders 5] [--copies 1] [--window N|auto]
 
 Every run is played through engines as measured in load (docs/energy.md#in-load). Engines by the number of models,
 smallest first, are ZOOS below; `--engine MODEL=ENTRY` says others. `--copies K` draws K times as many requests from the
@@ -39,6 +39,10 @@ Q8, Q14, Q32 = (f"Qwen/Qwen3-{size},H100,lm-arena-chat" for size in ("8B", "14B"
 ZOOS = {2: (L8, L70), 3: (L8, Q14, L70), 4: (Q8, Q14, Q32, L70), 5: (Q8, Q14, Q32, L70, L405)}
 
 
+def window(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+")
@@ -46,7 +50,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="MODEL=ENTRY")
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the first order")
-    parser.add_argument("--window", type=int, default=Setup().window)
+    parser.add_argument("--window", type=window, default=Setup().window, help="a number, or auto")
     parser.add_argument("--at", default="0.5")
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--metric", default="rouge1", help="scores outputs that have no accuracy")

@@ -52,7 +52,7 @@ class Traffic:
         self.truth = np.array(rows)  # (requests, models, [accuracy, joules])
         self.source = Recorded([str(m) for m in range(self.models)], outcomes)
 
-    def run(self, at: float, seed: int, window: int) -> tuple[float, float, float]:
+    def run(self, at: float, seed: int, window: int | None) -> tuple[float, float, float]:
         """(billed / static, mean true accuracy - alpha, alpha)."""
         accuracy, joules = self.truth.mean(axis=0).T
         alpha = float(accuracy[0] + at * (accuracy.max() - accuracy[0]))
@@ -71,6 +71,10 @@ class Traffic:
         return billed / len(self.requests) / static, served / len(self.requests) - alpha, alpha
 
 
+def window(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=["sparse", "drift"])
@@ -79,7 +83,7 @@ def main() -> None:
     parser.add_argument("--models", action="append", default=[], help="of each table, smallest to largest")
     parser.add_argument("--at", default="0.2,0.5,0.8")
     parser.add_argument("--orders", type=int, default=3)
-    parser.add_argument("--window", type=int, default=1)
+    parser.add_argument("--window", type=window, default=1, help="a number, or auto")
     parser.add_argument("--metric", default="rouge1")
     options = parser.parse_args()
     if options.share is None:
