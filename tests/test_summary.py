@@ -10,6 +10,7 @@ import pytest
 
 from messcli.energy.load import StepPoint, fitted
 from messcli.jobs.summary import Summary, Tally
+from messcli.jobs.watch import Activity
 from messcli.records import Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Settled
@@ -55,7 +56,7 @@ def test_every_line_counts_once_towards_the_progress() -> None:
     counted.add(settled(1, Outcome("x", None, 1.0, meter="estimate")))
     counted.add(settled(2, Outcome(None, None, 1.0, meter="estimate", error="model failed")))
     counted.add(Rejected(None, "no request"))
-    progress = counted.progress(already_done=4, total=10)
+    progress = counted.progress(already_done=4, total=10, activity=Activity())
     assert (progress.finished, progress.joules) == (7, 2.0)
 
 

@@ -19,6 +19,7 @@ from messcli.files.standard import write_data
 if TYPE_CHECKING:
     from messcli.calibration import CalibrateProgress
     from messcli.jobs.summary import Progress
+    from messcli.jobs.watch import Activity
 
 # C0 and C1 controls but the tab, what turns the direction of text, line separators, halves of surrogate pairs (bytes of
 # file names that are no UTF-8)
@@ -136,7 +137,8 @@ def request_bar(name: str, quiet: bool) -> Iterator[tuple[Callable[[Progress], N
             bar.total = progress.total
             if bar.n == 0:
                 bar.initial = progress.finished  # what earlier runs did is no speed of this one
-            notes = [f"{progress.joules:.4g} J"]
+            notes = list(_activity(progress.activity))
+            notes.append(f"{progress.joules:.4g} J")
             if progress.accuracy is not None:
                 promised = "" if progress.alpha is None else f" (alpha {progress.alpha:g})"
                 notes.append(f"accuracy {progress.accuracy:.4f}{promised}")
@@ -146,6 +148,15 @@ def request_bar(name: str, quiet: bool) -> Iterator[tuple[Callable[[Progress], N
             bar.update(progress.finished - bar.n)
 
         yield None if bar.disable else on_progress, tell
+
+
+def _activity(activity: Activity) -> Iterator[str]:
+    """What the engines are doing, where a window takes long enough to tell."""
+    yield f"{activity.answers} answers"
+    if activity.tokens_per_second is not None:
+        yield f"{activity.tokens_per_second:.3g} tokens/s"
+    if activity.running:
+        yield "running " + " ".join(f"{visible(name)} {count}" for name, count in activity.running.items())
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
 from messcli.jobs.summary import Progress, Summary, Tally
 from messcli.jobs.truth import REFERENCES, Agreement, agreement_metric, without_references
 from messcli.jobs.truth import audits as audits_of
+from messcli.jobs.watch import Watched
 from messcli.metrics import AUTO, DEFAULT_METRIC, load_metric
 from messcli.metrics.reasoning import split_reasoning
 from messcli.records import ROW_FIELDS, Rejected, rejected_row, row_of
@@ -124,10 +125,11 @@ def run_job(
         if config.running.preload:
             live.open().load()
         tally = Tally(zoo.names, controller, calibration, zoo.tariff)
+        watched = Watched(Strict(live) if config.reading.on_error == "stop" else live, lambda: on_chunk())
         session = Session(
             state=state,
             controller=controller,
-            source=Strict(live) if config.reading.on_error == "stop" else live,
+            source=watched,
             feed=feed,
             text=RowText(job.row, zoo.names, config.writing.columns),
             tally=tally,
@@ -139,7 +141,7 @@ def run_job(
 
         def on_chunk() -> None:
             if on_progress:
-                on_progress(tally.progress(feed.already_done, total))
+                on_progress(tally.progress(feed.already_done, total, watched.activity))
 
         def left() -> int | None:
             lines = count()

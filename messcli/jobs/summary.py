@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from messcli.calibration.file import Calibration
+from messcli.jobs.watch import Activity
 from messcli.metrics import keeps
 from messcli.records import Rejected, Request
 from messcli.report.audits import Standing
@@ -24,7 +25,7 @@ from messcli.tariff import FREE, Spent, Tariff
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is known between two windows, for whoever watches."""
+    """What is known while a run goes on, for whoever watches."""
 
     finished: int  # lines of this input, those of earlier runs included
     total: int | None  # None where the input can be read only once
@@ -32,6 +33,7 @@ class Progress:
     accuracy: float | None  # mean of all plans: observed, or where answers are audited its estimate
     alpha: float | None  # None where there are several plans
     explorations_left: float | None  # expected
+    activity: Activity  # what the engines are doing
 
 
 @dataclass(slots=True)
@@ -367,7 +369,7 @@ class Tally:
                 )
         return warnings
 
-    def progress(self, already_done: int, total: int | None) -> Progress:
+    def progress(self, already_done: int, total: int | None, activity: Activity) -> Progress:
         """Where the run stands, given what earlier runs had done of `total` lines."""
         accounts = self._controller.accounts.values()
         alphas = set(self._controller.settings.alphas.values())
@@ -376,10 +378,11 @@ class Tally:
         return Progress(
             finished=finished,
             total=total,
-            joules=self._billed,
+            joules=self._billed + activity.joules,
             accuracy=_mean_of(accounts),
             alpha=next(iter(alphas)) if len(alphas) == 1 else None,
             explorations_left=left,
+            activity=activity,
         )
 
     def summary(
