@@ -34,7 +34,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -1152,6 +1152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", help="these stages, by name, separated by commas; models are made if need be"
     )
+    parser.add_argument("--requests", type=int, help="of each routing run (default: 512)")
     parser.add_argument("--tiny", action="store_true", help="three tiny models on the CPU: does it all work?")
     parser.add_argument("--work", help="where the checkpoints are made, and removed in the end")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
@@ -1185,6 +1186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as work:
         trace = Trace(source)
         scale = TINY_SCALE if options.tiny else CARD_SCALE
+        scale = replace(scale, requests=options.requests or scale.requests)
         bench = Bench(
             Path(work),
             options.out.resolve(),
