@@ -31,6 +31,8 @@ ROW_FIELDS = (
     "seconds",
     "meter",
 )
+# ... of a row whose answer was looked at, behind them
+STAGE_FIELDS = ("confidence", "asked")
 _NO_RESULTS: Mapping[str, None] = dict.fromkeys(ROW_FIELDS)
 _AS_THEY_ARE: Mapping[str, str] = {}
 
@@ -93,6 +95,14 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """A larger model has read a question and an answer."""
+
+    probability: float  # that the answer is right
+    joules: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one model did with one request: measured, or read from a recorded table."""
 
@@ -106,6 +116,8 @@ class Outcome:
     error: str | None = None
     worth: float | None = None  # joules that decisions take it for, where they save something else
     unscored: str | None = None  # why the metric gave no accuracy; the answer itself stands
+    confidence: Mapping[str, float] | None = None  # as of `Generation`; a recorded one may hold `mean` alone
+    checks: Mapping[str, Check] | None = None  # by the larger model's name: what it says, or would say
 
     def dumps(self) -> bytes:
         """As JSON. Floats come back exactly."""
@@ -114,7 +126,11 @@ class Outcome:
     @classmethod
     def loads(cls, data: bytes) -> Outcome:
         """What `dumps` gave. Raises ValueError or TypeError for anything else."""
-        return cls(**loads(data))
+        plain = loads(data)
+        checks = plain.get("checks")
+        if checks is not None:
+            plain["checks"] = {name: Check(**check) for name, check in checks.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +147,19 @@ class Decision:
     audited: bool = False  # a coin says that the answers are looked at
     audit_probability: float = 0.0  # of that coin; 0: none is thrown
     chosen: int | None = None  # the model that serves without an audit; None where answers aren't audited
+    larger: tuple[int, ...] = ()  # models that may be asked once `model` has answered
+    checked_by: int | None = None  # the larger model that reads the answers of smaller ones
+    counted_on: float | None = None  # expected accuracy of what is served in the end; None: that of `model`
+    given: tuple[float, ...] | None = None  # Â_m(t) of every model once the first one's answer is looked at
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Decision:
         """From the object that JSON makes of it. Raises TypeError for anything else."""
         rows = {
             name: None if plain.get(name) is None else tuple(plain[name])
-            for name in ("asked", "estimates", "joules_predicted")
+            for name in ("asked", "estimates", "joules_predicted", "given")
         }
-        return cls(**{**plain, **rows})
+        return cls(**{**plain, **rows, "larger": tuple(plain.get("larger", ()))})
 
 
 Asked = Sequence[tuple[Request, Sequence[int]]]  # the models that each request is put to

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
-from messcli.errors import StateError
+from messcli.errors import OutcomesError, StateError
 from messcli.predict.answer import AnswerPredictor, Look
+from messcli.records import Check, Outcome, Request
+from messcli.routing.controller import Event
 from messcli.routing.look import escalate, options
+from messcli.routing.loop import Unfinished, chunks
+from messcli.routing.setup import Setup, create_controller
+from messcli.routing.source import Recorded
+from messcli.simulation.runs import Task, replay
+from messcli.simulation.table import OutcomeTable, read_table
 from messcli.snapshots import Part
 
 NAN = math.nan
@@ -160,3 +169,161 @@ def test_escalates_where_the_price_says_so_and_only_to_what_is_allowed():
     assert escalate(0, given, joules, (1, 2), 100.0) == 2
     assert escalate(0, given, joules, (1,), 100.0) == 1
     assert escalate(0, given, joules, (), 100.0) is None
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def table(count=400, seed=7, *, confidence=True, checks=False):
+    """Prompts tell nothing; the small model knows of half its answers that they are right."""
+    draw = np.random.default_rng(seed)
+    outcomes, requests = {}, []
+    for n in range(count):
+        right = float(draw.random() < 0.5)
+        told = 0.9 * right + 0.1 * float(draw.random()) if draw.random() < 0.9 else float(draw.random())
+        outcomes[n] = {
+            "small": Outcome(
+                "s",
+                right,
+                1.0,
+                confidence={"mean": told} if confidence else None,
+                checks={"large": Check(told, 0.5)} if checks else None,
+            ),
+            "large": Outcome("l", float(draw.random() < 0.9), 10.0),
+        }
+        requests.append(Request(n, f"prompt {n % 7}", references=("r",), key=str(n).encode(), digest=b"d"))
+    return OutcomeTable(("small", "large"), tuple(requests), outcomes)
+
+
+def run(rows, *, no_look=False, v=None, window=32):
+    setup = Setup(no_look=no_look, v=v, window=window)
+    return list(replay(rows, Task(setup, alpha=0.75, shuffled=False)))
+
+
+def mean_bill(lines):
+    return sum(line.billed_joules for line in lines) / len(lines)
+
+
+def test_looking_keeps_the_accuracy_for_fewer_joules():
+    rows = table(1200)
+    looked, blind = run(rows), run(rows, no_look=True)
+    for lines in (looked, blind):
+        accuracy = [line.outcomes[line.served].accuracy for line in lines]
+        assert sum(accuracy) / len(accuracy) >= 0.75 - 0.01
+    assert mean_bill(looked) < 0.8 * mean_bill(blind)
+
+
+def test_every_model_that_ran_is_billed_and_the_larger_one_serves():
+    second = [line for line in run(table()) if line.decision.given is not None and len(line.outcomes) == 2]
+    assert second
+    for line in second:
+        assert line.decision.asked == (0, 1)
+        assert (line.served, line.billed_joules, line.decision.explored) == (1, 11.0, False)
+
+
+def test_checks_are_bought_where_confidence_is_silent_and_are_billed():
+    lines = run(table(1200, confidence=False, checks=True))
+    kept = [line for line in lines if line.decision.given is not None and len(line.outcomes) == 1]
+    assert kept
+    assert {line.billed_joules for line in kept} <= {1.0, 1.5}
+    assert any(line.billed_joules == 1.5 for line in kept)
+
+
+@pytest.mark.parametrize("settings", [{"no_look": True}, {"v": 0.1}])
+def test_it_can_be_switched_off_and_the_paper_never_does_it(settings):
+    assert all(line.decision.given is None and not line.checks for line in run(table(200), **settings))
+
+
+def test_without_confidences_nothing_changes():
+    rows = table(confidence=False)
+    assert run(rows) == run(rows, no_look=True)
+
+
+class Broken(Recorded):
+    """Gives so many answers, one in a group, the second models' included, and ends."""
+
+    def __init__(self, rows, answers):
+        super().__init__(rows.names, rows.outcomes, rows.source.checkers)
+        self.left = answers
+
+    def answers(self, asked):
+        for group in super().answers(asked):
+            for answer in group:
+                if not self.left:
+                    return
+                self.left -= 1
+                yield [answer]
+
+
+def work(rows, controller, source, *, unfinished=None, skip=0):
+    """Every chunk at once: (settled lines, the events of all windows, decisions and answers of the open window)."""
+    lines, events, window, answers = [], [], [], []
+    clock = itertools.count()  # a second passes at every look at it: every group is a chunk
+    for chunk in chunks(
+        rows.requests[skip:], controller, source, unfinished=unfinished, clock=lambda: next(clock)
+    ):
+        if chunk.opened is not None:
+            window, answers = list(chunk.opened), []
+        answers += chunk.ahead
+        lines += chunk.lines
+        events += [Event.loads(event.dumps()) for event in chunk.events]
+    return lines, events, window, answers
+
+
+def test_a_run_that_is_cut_off_between_the_stages_goes_on_as_if_it_wasnt():
+    rows = table(160)
+    setup = Setup(horizon=160, window=32)
+
+    def controller():
+        return create_controller(setup, 2, {"": 0.75})
+
+    whole, *_ = work(rows, controller(), rows.source)
+    assert any(len(line.decision.asked) == 2 and line.decision.given is not None for line in whole)
+    total = sum(len(line.outcomes) for line in whole)
+    for answers in (total - 31, total - 20, total - 7):  # in the last windows
+        stopped = controller()
+        before, _, window, ahead = work(rows, stopped, Broken(rows, answers))
+        kept = Part.loads(stopped.state().dumps())
+        begun = controller()
+        begun.load(kept)
+        open_lines = [item for item in window if item.line.id >= len(before)]
+        first = window.index(open_lines[0])
+        unfinished = Unfinished(
+            {(item.line.key, item.line.digest): item.decision for item in open_lines},
+            {
+                (window[place].line.key, m): Outcome.loads(o.dumps())
+                for place, m, o in ahead
+                if place >= first
+            },
+        )
+        after, *_ = work(rows, begun, rows.source, unfinished=unfinished, skip=len(before))
+        assert before + after == whole
+
+
+def test_a_table_s_confidences_and_checks_are_read(tmp_path):
+    path = tmp_path / "table.jsonl"
+    small = {"accuracy": 1, "joules": 1, "prompt_tokens": 10, "output_tokens": 30, "confidence": 0.7}
+    large = {"accuracy": 1, "joules": 8, "prompt_tokens": 10, "output_tokens": 20}
+    stated = {**small, "checks": {"large": 0.4}, "check_joules": 0.25}
+    lines = [
+        {"id": 1, "prompt": "p", "models": {"small": {**small, "checks": {"large": 0.9}}, "large": large}},
+        {"id": 2, "prompt": "p", "models": {"small": stated, "large": large}},
+        {"id": 3, "prompt": "p", "models": {"small": {**small, "confidence_by_large": 0.2}, "large": large}},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = read_table(str(path))
+    assert read.source.checkers == {0: 1}
+    assert read.outcomes[1]["small"].confidence == {"mean": 0.7}
+    joules = 8 / (0.002 * 10 + 0.05 * 20) * 0.002 * 40
+    assert read.outcomes[1]["small"].checks["large"] == Check(0.9, pytest.approx(joules))
+    assert read.outcomes[2]["small"].checks["large"] == Check(0.4, 0.25)
+    assert read.outcomes[3]["small"].checks["large"].probability == 0.2
+
+
+@pytest.mark.parametrize("wrong", [{"confidence": "sure"}, {"checks": 0.5}, {"checks": {"large": 1.5}}])
+def test_what_is_no_confidence_is_refused(tmp_path, wrong):
+    path = tmp_path / "table.jsonl"
+    models = {"small": {"accuracy": 1, "joules": 1, **wrong}, "large": {"accuracy": 1, "joules": 2}}
+    path.write_text(json.dumps({"id": 1, "prompt": "p", "models": models}) + "\n")
+    with pytest.raises(OutcomesError, match=r'model "small": "(confidence|checks)"'):
+        read_table(str(path))

@@ -405,6 +405,12 @@ PAPER = Group(
             help="What an exploration serves. `best` picks by the reference, so the reported accuracy flatters.",
         ),
         option(
+            "--no-look",
+            is_flag=True,
+            help="Serve answers as they are. Default: a larger model is asked as well where an answer's token "
+            "probabilities make that worth its joules. Never with --v.",
+        ),
+        option(
             "--seed", type=SEED, default=0, show_default=True, help="Decides which requests are explored."
         ),
     ],
@@ -507,7 +513,7 @@ SWEEPING = Group(
             metavar="C,D,...",
             help="Exploration constants to try.",
         ),
-        *PAPER.only("learn", "predictor").options,
+        *PAPER.only("learn", "predictor", "no_look").options,
         option(
             "--paper", metavar="DIR", help="Regenerate the paper's tables and figures on this table in DIR."
         ),

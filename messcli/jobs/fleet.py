@@ -72,6 +72,7 @@ class LazyLive:
         stopping: Callable[[], bool],
     ) -> None:
         self.names = zoo.names
+        self.checkers: Mapping[int, int] = {}
         self._stopping = stopping
         self._running = running
         self._calibration = calibration

@@ -59,7 +59,12 @@ class AskAll(Controller):
         settings = Settings(alphas=dict.fromkeys(alphas, 0.0), window=window)
         super().__init__(models, Largest(), MeanPredictor(models), JoulesPredictor(models), settings)
 
-    def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
+    def decide(
+        self,
+        requests: Sequence[Request],
+        allowed: Sequence[Sequence[int]],
+        checkers: Mapping[int, int] | None = None,
+    ) -> list[Decision]:
         return [
             Decision(t, can[-1], tuple(can), True, None, None, False)
             for t, can in enumerate(allowed, start=self.t + 1)
@@ -148,6 +153,7 @@ def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "meter": outcome.meter,
         "error": outcome.error,
+        "confidence": outcome.confidence,
     }
     # joules always stand there: null says that they aren't known
     return {name: value for name, value in fields.items() if value is not None or name == "joules"}

@@ -51,6 +51,7 @@ class Terms:
             "c": self.setup.c,
             "learn": self.setup.learn,
             "serve": self.setup.serve,
+            "no_look": self.setup.no_look,
             "period": self.period,
             "horizon": self.horizon,
             "counted_horizon": self.counted_horizon,
@@ -62,6 +63,7 @@ class Terms:
     def setup_under(self, settings: Mapping[str, Any]) -> Setup:
         """The setup of a run under other settings that the state has kept."""
         then: dict[str, Any] = {name: settings.get(name) for name in ("v", "c", "learn", "serve")}
+        then["no_look"] = settings.get("no_look", True)  # earlier versions looked at no answer
         audits = settings.get("audits")
         return replace(
             self.setup,

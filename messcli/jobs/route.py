@@ -30,7 +30,7 @@ from messcli.jobs.truth import audits as audits_of
 from messcli.jobs.watch import Watched
 from messcli.metrics import AUTO, DEFAULT_METRIC, load_metric
 from messcli.metrics.reasoning import split_reasoning
-from messcli.records import ROW_FIELDS, Rejected, rejected_row, row_of
+from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, rejected_row, row_of
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Settled
 from messcli.routing.setup import create_controller
@@ -208,9 +208,9 @@ def _check(config: RouteConfig) -> None:
             "--include-prompt, or let the format be guessed"
         )
     for name, new in config.writing.rename.items():
-        if name not in (*ROW_FIELDS, "error"):
+        if name not in (*ROW_FIELDS, *STAGE_FIELDS, "error"):
             raise UsageError(
-                f"--rename {name}={new}: no column {name}. Columns are {', '.join(ROW_FIELDS)}, error"
+                f"--rename {name}={new}: no column {name}. Columns are {', '.join(ROW_FIELDS + STAGE_FIELDS)}, error"
             )
     if config.output != STDOUT and Path(config.input).resolve() == Path(config.output).resolve():
         raise UsageError(
@@ -289,11 +289,13 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         output_tokens=outcome.output_tokens,
         seconds=outcome.seconds,
         meter=outcome.meter,
-        estimated_accuracy=of_model(decision.estimates, served),
+        estimated_accuracy=of_model(decision.given or decision.estimates, served),
         joules_predicted=of_model(decision.joules_predicted, served),
     )
     if decision.chosen is not None:
         values["audited"] = decision.audited
+    if decision.given is not None:
+        values.update(confidence=_confidence(line, served), asked=[names[m] for m in decision.asked])
     if reasoning:
         values["reasoning"] = reasoning
     return row_of(
@@ -304,3 +306,11 @@ def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         include_prompt=include_prompt,
         names=writing.rename,
     )
+
+
+def _confidence(line: Settled, served: int) -> float | None:
+    """In the served answer, from 0 to 1: what a check says, else the mean probability of its tokens (geometric)."""
+    check, told = line.checks.get(served), line.outcomes[served].confidence
+    if check is not None:
+        return check.probability
+    return None if told is None or "mean" not in told else math.exp(min(told["mean"], 0.0))

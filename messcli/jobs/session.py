@@ -77,6 +77,7 @@ class Strict:
 
     def __init__(self, source: OutcomeSource) -> None:
         self.names = source.names
+        self.checkers = source.checkers
         self._source = source
         self.allowed = source.allowed
         self.take_overhead = source.take_overhead
@@ -180,7 +181,9 @@ class Session:
         if opened is not None:
             for meter, joules in journal.running().items():
                 overhead[meter] = overhead.get(meter, 0.0) + joules
-            if len(opened) == 1 and not journal.has_window:
+            (*_, last) = opened
+            one_stage = last.decision is None or not last.decision.larger
+            if len(opened) == 1 and one_stage and not journal.has_window:
                 opened = None  # of one line nothing can be ahead: it is finished or it isn't
         done = [self._done(line) for line in chunk.lines]
         for line in chunk.lines:
@@ -230,7 +233,7 @@ class Session:
             model=None if served is None else self.source.names[served],
             explored=decision.explored,
             accuracy=None if outcome is None else outcome.accuracy,
-            estimated_accuracy=of_model(decision.estimates, served),
+            estimated_accuracy=of_model(decision.given or decision.estimates, served),
             joules=None if outcome is None else outcome.joules,
             billed_joules=line.billed_joules,
             queue=line.queue,
@@ -251,6 +254,8 @@ def _kind(line: Settled, m: int) -> str:
     """What a model answered a request for."""
     if m == line.served:
         return "served"
+    if line.decision.given is not None:
+        return "look"
     return "audit" if line.decision.audited and not line.decision.explored else "exploration"
 
 

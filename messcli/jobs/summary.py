@@ -5,6 +5,7 @@ Knows settled requests and the controller's ledger; knows nothing of files, stat
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -63,6 +64,47 @@ class PredictionError:
         return self.predicted_joules / self.read_joules - 1.0
 
 
+@dataclass(slots=True)
+class Looks:
+    """Answers of a run that were looked at."""
+
+    answers: int = 0
+    escalated: int = 0  # a larger model was asked as well
+    joules: float = 0.0  # of answers that weren't served, and of checks
+    estimated: float = 0.0  # sum of Â of what was served, given the answer; of observed ones
+    accuracy: float = 0.0  # sum of what was observed
+    observed: int = 0
+
+    def add(self, line: Settled) -> None:
+        """Count a request whose answer was looked at."""
+        self.answers += 1
+        self.escalated += len(line.decision.asked) > 1
+        served = None if line.served is None else line.outcomes[line.served]
+        if served is None or line.served is None or line.decision.given is None:
+            return
+        if line.billed_joules is not None and served.joules is not None:
+            self.joules += line.billed_joules - served.joules
+        if served.accuracy is not None:
+            self.observed += 1
+            self.accuracy += served.accuracy
+            self.estimated += line.decision.given[line.served]
+
+    def text(self) -> str:
+        """For people; "" where there were none."""
+        if not self.answers:
+            return ""
+        reliability = ""
+        if self.observed:
+            reliability = (
+                f"; accuracy of those {self.estimated / self.observed:.3f} expected, "
+                f"{self.accuracy / self.observed:.3f} observed"
+            )
+        return (
+            f"{self.answers} answers looked at, {self.escalated} put to a larger model as well: {self.joules:.4g} J in "
+            f"answers that weren't served and checks{reliability}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a run did, and where the promise stands."""
@@ -97,6 +139,7 @@ class Summary:
     audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
     audited: int = 0  # requests of this run
     audit_joules: float = 0.0  # of answers that were asked for audits alone, in `billed_joules`
+    looks: Looks | None = None
 
     @property
     def overhead_joules(self) -> float:
@@ -145,6 +188,8 @@ class Summary:
             of = f" of {self.horizon}" if self.horizon else ""
             rows.append(("period", f"{self.period or '(no name)'}: {self.period_requests}{of} requests"))
         rows.extend((f"accuracy {plan}".strip(), self._accuracy_line(plan)) for plan in self.accounts)
+        if self.looks is not None:
+            rows.append(("second look", self.looks.text()))
         rows.extend(self._energy_rows() if self.routed else ())
         width = max(len(name) for name, _ in rows)
         return [f"{name:<{width}}  {value}" for name, value in rows if value]
@@ -268,6 +313,7 @@ class Tally:
         self._other_meter: str | None = None  # than the calibration's
         self._told_other_meter = False
         self._unreachable: set[str] = set()
+        self._looks = Looks()
 
     def add(self, line: Settled | Rejected) -> None:
         """Count a line that is finished."""
@@ -280,6 +326,9 @@ class Tally:
         if line.decision.audited:
             self._audited += 1
             self._audit_joules += line.audit_joules
+        if line.decision.given is not None:
+            self._looks.add(line)
+        self._billed += math.fsum(check.joules for check in line.checks.values())
         if line.served is None:
             error = line.outcomes[line.decision.model].error
             self._add_failure(f"{_place(line.request)}: {error}")
@@ -428,4 +477,5 @@ class Tally:
             audits=settings.audits,
             audited=self._audited,
             audit_joules=self._audit_joules,
+            looks=self._looks,
         )

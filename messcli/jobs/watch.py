@@ -35,6 +35,7 @@ class Watched:
         self, source: OutcomeSource, changed: Callable[[], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.names = source.names
+        self.checkers = source.checkers
         self._source = source
         self._changed = changed
         self._clock = clock
@@ -60,6 +61,7 @@ class Watched:
 
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         self._running = Counter(m for _, models in asked for m in models)
+        counted = len(asked)
         try:
             for group in self._source.answers(asked):
                 for _, m, outcome in group:
@@ -67,6 +69,8 @@ class Watched:
                     self._answers += 1
                     self._tokens.append((self._clock(), outcome.output_tokens or 0))
                 yield group
+                self._running.update(m for _, models in asked[counted:] for m in models)
+                counted = len(asked)  # it grows by second stages
                 self._tell()
         finally:
             self._running.clear()

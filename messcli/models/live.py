@@ -62,6 +62,7 @@ class Live:
         self._residency = Residency(backends, max_loaded)
         self._billing = Billing(backends, ledger, weights or {})
         self._warnings: list[str] = []
+        self.checkers: Mapping[int, int] = {}
         self._left_behind = False  # threads that didn't end in time still use the models
 
     def load(self) -> None:
@@ -79,10 +80,29 @@ class Live:
         return score(self._metric, request, answer, model=self.names[m], tariff=self._tariff)
 
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
-        shares: dict[int, list[int]] = {}  # per model, positions in `asked`
-        for position, (_, models) in enumerate(asked):
-            for m in models:
-                shares.setdefault(m, []).append(position)
+        waiting: dict[int, list[int]] = {}  # per model that is still to run, positions in `asked`
+        taken = 0
+
+        def collect() -> None:
+            nonlocal taken
+            for position in range(taken, len(asked)):
+                for m in asked[position][1]:
+                    waiting.setdefault(m, []).append(position)
+            taken = len(asked)
+
+        collect()
+        while waiting:
+            yield from self._answers(asked, waiting, collect)
+            if self._stopping():
+                return
+            collect()
+
+    def _answers(
+        self, asked: Asked, waiting: dict[int, list[int]], collect: Callable[[], None]
+    ) -> Iterator[Sequence[Answer]]:
+        """Run every model that something waits for, once. What a larger one is asked meanwhile is part of its share;
+        what one is asked that has had its turn stays in `waiting`."""
+        shares: dict[int, list[int]] = {}  # what each model ran, taken out of `waiting`
 
         def scored(m: int, answers: Sequence[tuple[int, Billed]]) -> list[Answer]:
             made = []
@@ -93,14 +113,14 @@ class Live:
 
         try:
             with self._ledger.window(eager=True):
-                todo = sorted(shares)
-                while todo and not self._stopping():
+                while (todo := sorted(waiting.keys() - shares.keys())) and not self._stopping():
                     with self._ledger.overhead_of(LOADING):
                         together = self._residency.load_round(todo)
-                    todo = [m for m in todo if m not in together]
+                    shares.update((m, waiting.pop(m)) for m in together)
                     requests = {m: [asked[position][0] for position in shares[m]] for m in together}
                     for m, answers in self._run(requests):
                         yield scored(m, answers)
+                    collect()
         finally:
             rest, lost = self._billing.close_window()
             if lost:

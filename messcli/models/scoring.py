@@ -31,4 +31,5 @@ def score(
         error=generation.error,
         worth=tariff.worth(model, generation.prompt_tokens, generation.output_tokens),
         unscored=unscored,
+        confidence=generation.confidence,
     )

@@ -123,6 +123,11 @@ class AnswerPredictor:
                 self._squares[checked, m, larger] += float(y_known @ y_known)
                 self._count[checked, m, larger] += len(y_known)
 
+    @property
+    def knows_something(self) -> bool:
+        """Whether any answer was noted."""
+        return bool(self._pending or self._seen.any())
+
     # ---- estimates -------------------------------------------------------------------------------
 
     def given(self, model: int, signals: Mapping[str, float]) -> Array:

@@ -20,7 +20,7 @@ from messcli.report.svg import STYLE, Chart, Series, interval_picture
 from messcli.report.text import joules_words
 
 _TONES = {"kept": "good", "missed": "bad"}
-_KINDS = ("served", "exploration", "overhead")
+_KINDS = ("served", "exploration", "look", "overhead")
 _WIDTH, _HEIGHT = 480, 300  # of a chart: small, so that letters can be read on a phone
 
 

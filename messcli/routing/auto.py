@@ -7,14 +7,17 @@ models are asked as well (exploration.py). Knows no prompts, models or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from messcli.predict.answer import Look
 from messcli.predict.levels import deviations, levels
+from messcli.records import Decision
 from messcli.routing.audit import Audits
 from messcli.routing.exploration import companions, exploration_probability
+from messcli.routing.look import Looked, Options, escalate, options
 from messcli.routing.margin import Residuals, known_surplus
 from messcli.routing.policy import Recent, Served, View, Window
 from messcli.routing.price import Array, Standing, solve
@@ -36,6 +39,10 @@ class Promise:
     reachable: bool = True  # some price buys what is missing
     spent: float = 0.0  # joules billed
     solve_at: int = 0  # settled requests of the plan at which the price is solved anew
+
+    def price_at(self, t: int) -> float:
+        """Of the t-th request."""
+        return self.price if t * _GOLDEN % 1.0 < self.share else self.low
 
     def state(self) -> Part:
         """For a snapshot."""
@@ -63,6 +70,15 @@ class Promise:
         self.price, self.low, self.share = values["price"], values["low"], values["share"]
         self.reachable, self.spent, self.solve_at = values["reachable"], values["spent"], values["solve_at"]
         self.residuals.load(part.parts["residuals"])
+
+
+def _options(view: View, price: float) -> Options:
+    """What looks are worth for one request."""
+    can = np.full(len(view.samples), np.inf)
+    for m in view.allowed:
+        can[m] = 0.0
+    estimates, joules = np.array([view.estimates], float), np.array([view.joules], float) + can
+    return options(estimates, joules, view.looks, np.array([price]))
 
 
 class Auto:
@@ -122,11 +138,13 @@ class Auto:
             return view.allowed[-1]
         promise = self._promise(view.plan)
         estimates, joules = view.estimates, view.joules
-        price = promise.price if view.t * _GOLDEN % 1.0 < promise.share else promise.low
+        price = promise.price_at(view.t)
         bonus = self._optimism(promise, np.asarray(view.samples)).tolist()
+        worth = _options(view, price).worth[0, 0].tolist() if view.looks else [0.0] * len(joules)
 
         def cost(m: int) -> tuple[float, float]:
-            return joules[m] - price * (estimates[m] + min(bonus[m], max(1.0 - estimates[m], 0.0))), joules[m]
+            hoped = estimates[m] + min(bonus[m], max(1.0 - estimates[m], 0.0))
+            return joules[m] - price * hoped - worth[m], joules[m]
 
         return min(view.allowed, key=cost)
 
@@ -135,6 +153,21 @@ class Auto:
         # Those of `begin` are in joules that nobody has read.
         solved = [p.price for p in self._promises.values() if p.reachable and p.solve_at]
         return sum(solved) / len(solved) if solved else None
+
+    def look(self, view: View, served: int) -> Looked | None:
+        larger = tuple(m for m in view.allowed if m > served)
+        looks = [look for look in view.looks if look.model == served]
+        if not larger or not looks or view.estimates is None or view.joules is None:
+            return None
+        found = _options(replace(view, looks=looks), self._promise(view.plan).price_at(view.t))
+        place = (0, 0, served)
+        return Looked(larger, bool(found.checked[place]), float(found.accuracy[place]))
+
+    def second(self, plan: str, decision: Decision) -> int | None:
+        if decision.given is None or decision.joules_predicted is None:
+            return None
+        price = self._promise(plan).price_at(decision.t)
+        return escalate(decision.model, decision.given, decision.joules_predicted, decision.larger, price)
 
     def _optimism(self, promise: Promise, samples: Array) -> Array:
         """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""
@@ -187,11 +220,17 @@ class Auto:
             account = window.accounts[plan]
             if self._due(plan, account):
                 promise = self._promises.setdefault(plan, self._unknown())
-                self._solve(promise, alpha, account, window.recent, window.next)
+                self._solve(promise, alpha, account, window.recent, window.next, window.looks)
                 promise.solve_at = account.settled + int(self._pace(account))
 
     def _solve(
-        self, promise: Promise, alpha: float, account: Account, recent: Recent, window: float = 1.0
+        self,
+        promise: Promise,
+        alpha: float,
+        account: Account,
+        recent: Recent,
+        window: float = 1.0,
+        looks: Sequence[Look] = (),
     ) -> None:
         margin, residuals = self.tuning.margin, promise.residuals
         left = self._left(account)
@@ -210,7 +249,7 @@ class Auto:
         promise.reachable = True
         bonus = np.minimum(self._optimism(promise, recent.samples), np.maximum(1.0 - recent.estimates, 0.0))
         errors = deviations(self.tuning.levels, recent.samples, residuals.variance)
-        found = solve(recent.estimates, recent.joules, bonus, errors, standing, self.tuning.price)
+        found = solve(recent.estimates, recent.joules, bonus, errors, standing, self.tuning.price, looks)
         promise.price, promise.low, promise.share = found.price, found.low, found.share
         promise.reachable = found.reachable
 

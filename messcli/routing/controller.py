@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from messcli.predict.answer import AnswerPredictor, Look
 from messcli.predict.base import Begins, Predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.levels import levels
@@ -24,6 +25,7 @@ from messcli.records import Decision, Request
 from messcli.routing.audit import Auditor, Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.exploration import coin
+from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, Served, View, Window
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.routing.tuning import TUNING, Tuning
@@ -31,6 +33,7 @@ from messcli.snapshots import Part
 
 DEFAULT_PLAN = ""
 
+_NONE: Mapping[int, int] = {}
 _Row = tuple[float, ...] | None  # a number for every model
 
 
@@ -60,6 +63,9 @@ class Event:
     accuracies: tuple[float, ...]
     joules: tuple[float, ...]
     served: int | None  # the model whose output was served; None when every one asked failed
+    # What answers told of themselves, by model (as JSON has keys); None where nobody wants to know
+    signals: Mapping[str, Mapping[str, float]] | None = None
+    check_joules: Mapping[str, float] | None = None  # of larger models that read answers: the same
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""
@@ -69,12 +75,10 @@ class Event:
     def loads(cls, data: bytes) -> Event:
         plain = orjson.loads(data)
         decision = plain.pop("decision")
-        for name in ("asked", "estimates", "joules_predicted"):
-            decision[name] = None if decision[name] is None else tuple(decision[name])
         plain.pop("has_reference", None)  # of states that earlier versions wrote
         for name in ("accuracies", "joules"):
             plain[name] = tuple(math.nan if value is None else value for value in plain[name])
-        return cls(decision=Decision(**decision), **plain)
+        return cls(decision=Decision.of(decision), **plain)
 
 
 class Controller:
@@ -87,6 +91,7 @@ class Controller:
         joules: E_m(t) of every model.
         settings: what is promised.
         tuning: of what the controller decides itself; a policy has its own.
+        answers: Â given an answer; None: no answer is looked at.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Controller:
         joules: JoulesPredictor,
         settings: Settings,
         tuning: Tuning = TUNING,
+        answers: AnswerPredictor | None = None,
     ) -> None:
         self.models = models
         self.policy = policy
@@ -104,6 +110,7 @@ class Controller:
         self.joules = joules
         self.settings = settings
         self.tuning = tuning
+        self.answers = answers
         self.t = 0  # requests decided so far
         self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
@@ -143,13 +150,29 @@ class Controller:
             size = max(self.tuning.windows.least, self.t)
         return int(min(self.settings.window, size))
 
-    def decide(self, requests: Sequence[Request], allowed: Sequence[Sequence[int]]) -> list[Decision]:
+    @property
+    def looks(self) -> bool:
+        """Whether answers are looked at."""
+        return self.answers is not None
+
+    def decide(
+        self,
+        requests: Sequence[Request],
+        allowed: Sequence[Sequence[int]],
+        checkers: Mapping[int, int] = _NONE,
+    ) -> list[Decision]:
         """Decide a whole window, in order. Inside it, Q moves by the estimates of what was decided. Pure.
 
         Args:
             requests: the window's requests.
             allowed: for each, the models that can take it, ascending; never empty.
+            checkers: model -> the larger one that can check its answers.
         """
+        looks = [
+            look
+            for look in (self.answers.looks() if self.answers is not None else ())
+            if not look.checked or look.model in checkers
+        ]
         queues = {plan: account.queue for plan, account in self.accounts.items()}
         owed, explorations = self.owed, self.explored
         decisions = []
@@ -165,11 +188,14 @@ class Controller:
             tells = bool(request.references) or auditor is not None
             explored, owed = due and tells, due and not tells
             explorations += explored
+            looked = None
             if explored:
                 asked = tuple(can)
                 model = can[-1]
             else:
-                model, others = self._choose(t, plan, queues[plan], can, estimates, joules, samples)
+                model, others, looked = self._choose(
+                    t, plan, queues[plan], can, estimates, joules, samples, looks
+                )
                 taught = (
                     bool(request.references) and auditor is None
                 )  # audits choose what they ask themselves
@@ -182,10 +208,38 @@ class Controller:
             if auditor is not None:
                 decision = auditor.decide(decision, can, samples, later)
                 later += auditor.is_later(decision)
+            elif explored and self.looks and any(checkers.get(m) == model for m in asked):
+                decision = replace(decision, checked_by=model)  # what checks are worth is learnt
+            elif looked is not None and not explored and estimates is not None:
+                decision = replace(
+                    decision,
+                    larger=looked.larger,
+                    checked_by=checkers[model] if looked.checked else None,
+                    counted_on=estimates[model] + looked.gain,
+                )
             decisions.append(decision)
             if estimates is not None:
-                queues[plan] = queues[plan].after(self.settings.alphas[plan], estimates[decision.model])
+                expected = estimates[decision.model] if decision.counted_on is None else decision.counted_on
+                queues[plan] = queues[plan].after(self.settings.alphas[plan], expected)
         return decisions
+
+    def second(self, plan: str, decision: Decision, signals: Mapping[str, float]) -> Decision:
+        """The decision once its model has answered: a larger model is asked as well where that is worth it.
+
+        Pure, and the same until the window is closed, whatever is settled meanwhile.
+
+        Args:
+            signals: of the answer, a check's probability among them.
+        """
+        if self.answers is None or decision.estimates is None or not decision.larger:
+            return decision
+        shifts = self.answers.given(decision.model, signals)
+        given = tuple(np.clip(np.array(decision.estimates) + shifts, 0.0, 1.0).tolist())
+        looked = replace(decision, larger=(), given=given)
+        larger = self.policy.second(plan, replace(looked, larger=decision.larger))
+        if larger is None:
+            return looked
+        return replace(looked, model=larger, asked=(decision.model, larger))
 
     def encode(self, texts: Sequence[str]) -> None:
         """Have the features of `texts` at hand when they are asked for: together faster than one by one."""
@@ -225,11 +279,12 @@ class Controller:
         estimates: tuple[float, ...] | None,
         joules: tuple[float, ...] | None,
         samples: Sequence[float],
-    ) -> tuple[int, tuple[int, ...]]:
-        """(the model that serves, the ones that are asked as well)."""
+        looks: Sequence[Look],
+    ) -> tuple[int, tuple[int, ...], Looked | None]:
+        """(the model that serves, the ones that are asked as well, whether its answer is looked at)."""
         alpha = self.settings.alphas[plan]
         if self.unreachable(plan):
-            return allowed[-1], ()
+            return allowed[-1], (), None
         view = View(
             t=t,
             plan=plan,
@@ -240,9 +295,11 @@ class Controller:
             joules=joules,
             joules_unit=self.joules.unit,
             samples=samples,
+            looks=looks,
         )
         served = self.policy.choose(view)
-        return served, self.policy.companions(view, served)
+        looked = self.policy.look(view, served) if looks else None
+        return served, self.policy.companions(view, served), looked
 
     def expected_explorations(self, requests: int) -> float:
         """How many of the next requests are likely to be explorations. Sampled, so that it stays cheap."""
@@ -302,8 +359,11 @@ class Controller:
     def _book(self, account: Account, event: Event, served: int) -> None:
         accuracy, estimates = event.accuracies[served], event.decision.estimates
         observed = None if math.isnan(accuracy) else accuracy
-        estimate = None if estimates is None else estimates[served]
+        given, counted_on = event.decision.given, event.decision.counted_on
+        estimate = None if estimates is None else (given or estimates)[served]
         account.serve(self.settings.alphas[event.plan], observed, estimate)
+        if counted_on is not None:
+            estimate = counted_on  # so that a policy learns what comes of looking, too
         decision = event.decision
         if self.auditor is not None and decision.chosen is not None:
             account.mean = account.mean or ServedMean()
@@ -311,6 +371,7 @@ class Controller:
             observed = self.auditor.found(decision, event.accuracies)
             estimate = None if estimates is None else estimates[decision.chosen]
         billed = math.fsum(joules for joules in event.joules if not math.isnan(joules))
+        billed += math.fsum((event.check_joules or {}).values())
         self.policy.settle(Served(event.plan, observed, estimate, decision.explored, billed))
 
     def close_window(self) -> None:
@@ -319,9 +380,13 @@ class Controller:
         recent = self._recent.seen_by(self.predictor, self.joules) if wanted else None
         if recent is not None:
             recent = replace(recent, estimates=self._of_all(recent.estimates))
+        looks: Sequence[Look] = ()
+        if self.answers is not None:
+            self.answers.take_in()
+            looks = self.answers.looks()
         upcoming = float(self.window())
         self.policy.window_closed(
-            Window(self._in_window, self.settings.alphas, self.accounts, recent, upcoming)
+            Window(self._in_window, self.settings.alphas, self.accounts, recent, upcoming, looks)
         )
         if self.auditor is not None:
             self.auditor.close_window(self.policy.price, self._in_window)
@@ -342,15 +407,31 @@ class Controller:
         if all(map(math.isnan, event.accuracies)):
             return
         if event.decision.explored or self.settings.learn_from == "all":
-            self.predictor.learn_one(self.predictor.encode(event.text), np.array(event.accuracies))
+            self.predictor.learn_one(self.predictor.encode(event.text), self._of_prompt(event))
+        if self.answers is not None and event.signals and event.decision.estimates is not None:
+            for name, signals in event.signals.items():
+                joules = (event.check_joules or {}).get(name, math.nan)
+                self.answers.learn_one(int(name), signals, event.decision.estimates, event.accuracies, joules)
         asked = event.decision.asked
         if event.decision.audited or (event.decision.explored and len(asked) == self.models):
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
+
+    def _of_prompt(self, event: Event) -> NDArray[np.float64]:
+        """Accuracies that tell what prompts tell. Where a larger model was asked because of an answer, what that
+        answer told is taken off: else it would be known from what smaller ones can't do alone."""
+        accuracies = np.array(event.accuracies)
+        decision = event.decision
+        if decision.given is not None and decision.estimates is not None and len(decision.asked) > 1:
+            larger = decision.asked[-1]
+            accuracies[larger] -= decision.given[larger] - decision.estimates[larger]
+        return accuracies
 
     # ---- remembering -----------------------------------------------------------------------------
 
     def state(self) -> Part:
         """Everything, as named fields, for a snapshot; `load` of it continues exactly."""
+        looked = self.answers is not None and self.answers.knows_something
+        answers = {"answers": self.answers.state()} if self.answers is not None and looked else {}
         return Part(
             "controller",
             values={
@@ -369,6 +450,7 @@ class Controller:
                 "joules": self.joules.state(),
                 "recent": self._recent.state(),
                 **({} if self.auditor is None else {"auditor": self.auditor.state()}),
+                **answers,
             },
         )
 
@@ -382,8 +464,10 @@ class Controller:
             StateError: it isn't what `state` gives.
         """
         own = self.state()
-        part.check(own)
-        values, parts = part.values, part.parts
+        parts = {name: kept for name, kept in part.parts.items() if name != "answers"}
+        known = {name: kept for name, kept in own.parts.items() if name != "answers"}
+        replace(part, parts=parts).check(replace(own, parts=known))
+        values = part.values
         self.t, self.explored = values["t"], values["explored"]
         self.owed, self._in_window = values["owed"], values["in_window"]
         parts["accounts"].check(own.parts["accounts"], any_parts=True)
@@ -392,6 +476,11 @@ class Controller:
         if self.auditor is not None:
             self.auditor.load(parts["auditor"])
         anew = []
+        if self.answers is not None and "answers" in part.parts:
+            if (kept := part.find("answers", like=self.answers.state())) is None:
+                anew.append("answers")
+            else:
+                self.answers.load(kept)
         if parts["policy"].name == own.parts["policy"].name:
             self.policy.load(parts["policy"])
         else:

@@ -31,6 +31,15 @@ class Options:
     checked: NDArray[np.bool_]  # the best look has a check
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A model's answer that is to be looked at."""
+
+    larger: tuple[int, ...]  # the models that may be asked after it
+    checked: bool  # by a larger model
+    gain: float  # expected, in accuracy
+
+
 def options(estimates: Array, joules: Array, looks: Sequence[Look], prices: Array) -> Options:
     """What looks are worth.
 

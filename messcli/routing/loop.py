@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from messcli.records import Answer, Decision, Outcome, Rejected, Request
+from messcli.predict.answer import CHECK
+from messcli.records import Answer, Check, Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event
 from messcli.routing.source import OutcomeSource
 
@@ -23,6 +24,8 @@ Line = Request | Rejected
 # What a crash may cost: answers that no chunk has carried yet. A chunk is a transaction of about a millisecond.
 CHUNK_ANSWERS = 64
 CHUNK_SECONDS = 1.0
+
+DIGITS = 3  # after the point, of a log-probability that decisions look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,13 @@ class Settled:
     outcomes: Mapping[int, Outcome]  # by model
     served: int | None  # None: every model that was asked failed
     queue: float  # Q after it
+    checks: Mapping[int, Check] = field(default_factory=dict)  # by the model whose answer was read
     billed_joules: float | None = field(init=False)  # every model that ran; None where a meter failed
 
     def __post_init__(self) -> None:
         known = [outcome.joules for outcome in self.outcomes.values() if outcome.joules is not None]
-        billed = math.fsum(known) if len(known) == len(self.outcomes) else None
+        known_all = (*known, *(check.joules for check in self.checks.values()))
+        billed = math.fsum(known_all) if len(known) == len(self.outcomes) else None
         object.__setattr__(self, "billed_joules", billed)
 
     @property
@@ -122,7 +127,7 @@ def chunks(
             (place, m, outcome)
             for place, item in enumerate(planned)
             if item.decision is not None
-            for m in item.decision.asked
+            for m in (*item.decision.asked, *item.decision.larger)
             if (outcome := unfinished.answers.get((item.line.key, m))) is not None
         ]
         yield Chunk(planned, ahead=answers)
@@ -190,7 +195,7 @@ def _decide(batch: Sequence[Line], controller: Controller, source: OutcomeSource
     requests = [line for line in batch if isinstance(line, Request)]
     allowed = source.allowed(requests)
     fitting = [request for request, models in zip(requests, allowed, strict=True) if models]
-    decisions = iter(controller.decide(fitting, [models for models in allowed if models]))
+    decisions = iter(controller.decide(fitting, [models for models in allowed if models], source.checkers))
     can = iter(allowed)
     return [
         Planned(line, None)
@@ -219,20 +224,31 @@ class _Window:
         look: Look | None,
         answers: Iterable[Answer] = (),
     ) -> None:
-        self._left = list(reversed(planned))  # lines that aren't finished, the first of them last
+        self._lines = list(planned)
         self._controller = controller
         self._source = source
         self._clock = clock
         self._look = look
         self._outcomes: dict[int, dict[int, Outcome]] = {}  # by place, of lines that aren't finished
-        for place, m, outcome in answers:
-            self._outcomes.setdefault(place, {})[m] = outcome
         self._finished = 0  # lines, from the first on
+        for place, m, outcome in answers:
+            self._take(place, m, outcome)
+
+    def _take(self, place: int, m: int, outcome: Outcome) -> int | None:
+        """Take in an answer; the larger model that is to be asked as well, if its first answer makes that worth it."""
+        self._outcomes.setdefault(place, {})[m] = outcome
+        item = self._lines[place]
+        if item.decision is None or m != item.decision.model or not isinstance(item.line, Request):
+            return None
+        decision = _looked_at(item.line, item.decision, outcome, self._controller, self._source)
+        self._lines[place] = Planned(item.line, decision)
+        return decision.model if decision.model != m else None
 
     def run(self) -> Iterator[Chunk]:
         """Ask what isn't answered; yield chunks until the window ends, or the source does."""
-        places, asked = [], []
-        for place, item in enumerate(reversed(self._left)):
+        places: list[int] = []
+        asked: list[tuple[Request, Sequence[int]]] = []
+        for place, item in enumerate(self._lines):
             if item.decision is not None and isinstance(item.line, Request):
                 known = self._outcomes.get(place, {})
                 if missing := [m for m in item.decision.asked if m not in known]:
@@ -245,8 +261,13 @@ class _Window:
         try:
             for group in self._source.answers(asked) if asked else ():
                 for position, m, outcome in group:
-                    self._outcomes.setdefault(places[position], {})[m] = outcome
-                    fresh.append((places[position], m, outcome))
+                    place = places[position]
+                    fresh.append((place, m, outcome))
+                    larger = self._take(place, m, outcome)
+                    if larger is not None:  # the source sees it before its next group
+                        places.append(place)
+                        asked.append((asked[position][0], (larger,)))
+                        missing_answers += 1
                 missing_answers -= len(group)
                 late = len(fresh) >= CHUNK_ANSWERS or self._clock() - since >= CHUNK_SECONDS
                 if fresh and late and missing_answers:  # the last chunk is yielded below
@@ -263,18 +284,17 @@ class _Window:
     @property
     def ended(self) -> bool:
         """Whether all of its lines are finished."""
-        return not self._left
+        return self._finished == len(self._lines)
 
     def _chunk(self, fresh: Sequence[Answer]) -> Chunk:
         """Finish the lines that have nothing unanswered before them; what else is in `fresh` is ahead."""
         finished: list[Rejected | Finished] = []
         while not self.ended:
-            item = self._left[-1]
+            item = self._lines[self._finished]
             outcomes = self._outcomes.get(self._finished, {})
             if item.decision is not None and len(outcomes) < len(item.decision.asked):
                 break
             self._outcomes.pop(self._finished, None)
-            self._left.pop()
             self._finished += 1
             if item.decision is not None and isinstance(item.line, Request):
                 in_order = dict(sorted(outcomes.items()))  # the zoo's, not that of coming
@@ -285,23 +305,64 @@ class _Window:
         if self._look is not None and answered:
             looked = zip(answered, self._look(answered), strict=True)
             answered = [replace(one, outcomes=outcomes) for one, outcomes in looked]
-        events = [_event(one.request, one.decision, one.outcomes, self._controller) for one in answered]
-        settled = zip(answered, events, self._controller.settle(events), strict=True)
+        checks = [_checks(one.decision, one.outcomes, self._source.names) for one in answered]
+        events = [
+            _event(one.request, one.decision, one.outcomes, made, self._controller)
+            for one, made in zip(answered, checks, strict=True)
+        ]
+        settled = zip(answered, events, self._controller.settle(events), checks, strict=True)
         lines: list[Settled | Rejected] = []
         for line in finished:
             if isinstance(line, Rejected):
                 lines.append(line)
             else:
-                one, event, queue = next(settled)
-                lines.append(Settled(one.request, one.decision, one.outcomes, event.served, queue))
+                one, event, queue, made = next(settled)
+                lines.append(Settled(one.request, one.decision, one.outcomes, event.served, queue, made))
         if self.ended:
             self._controller.close_window()
         ahead = [answer for answer in fresh if answer[0] >= self._finished]
         return Chunk(None, lines, events, ahead, self.ended)
 
 
+def _looked_at(
+    request: Request, decision: Decision, outcome: Outcome, controller: Controller, source: OutcomeSource
+) -> Decision:
+    """The decision once its model has answered."""
+    if not decision.larger or outcome.error is not None:
+        return decision
+    check = _checks(decision, {decision.model: outcome}, source.names).get(decision.model)
+    return controller.second(request.plan or DEFAULT_PLAN, decision, _signals(outcome, check))
+
+
+def _checks(
+    decision: Decision | None, outcomes: Mapping[int, Outcome], names: Sequence[str]
+) -> dict[int, Check]:
+    """The checks that were decided on, by the model whose answer was read."""
+    if decision is None or decision.checked_by is None:
+        return {}
+    reader = names[decision.checked_by]
+    return {
+        m: check
+        for m, outcome in outcomes.items()
+        if m < decision.checked_by and (check := (outcome.checks or {}).get(reader)) is not None
+    }
+
+
+def _signals(outcome: Outcome, check: Check | None) -> dict[str, float]:
+    """What an answer tells of itself, and what a check says of it. Batches of other sizes sum in another order: what
+    they change lies beyond the digits that count."""
+    signals = {name: round(value, DIGITS) for name, value in (outcome.confidence or {}).items()}
+    if check is not None:
+        signals[CHECK] = check.probability
+    return signals
+
+
 def _event(
-    request: Request, decision: Decision, outcomes: Mapping[int, Outcome], controller: Controller
+    request: Request,
+    decision: Decision,
+    outcomes: Mapping[int, Outcome],
+    checks: Mapping[int, Check],
+    controller: Controller,
 ) -> Event:
     answered = [m for m, outcome in outcomes.items() if outcome.error is None]
     accuracies = [math.nan] * controller.models
@@ -325,4 +386,20 @@ def _event(
         accuracies=tuple(accuracies),
         joules=tuple(joules),
         served=served,
+        signals=_signals_of_all(outcomes, checks, controller),
+        check_joules={str(m): check.joules for m, check in checks.items()} or None,
     )
+
+
+def _signals_of_all(
+    outcomes: Mapping[int, Outcome], checks: Mapping[int, Check], controller: Controller
+) -> Mapping[str, Mapping[str, float]] | None:
+    """By model; None where nobody wants to know, or nothing is said."""
+    if not controller.looks:
+        return None
+    told = {
+        str(m): signals
+        for m, outcome in outcomes.items()
+        if outcome.error is None and (signals := _signals(outcome, checks.get(m)))
+    }
+    return told or None

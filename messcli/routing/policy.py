@@ -14,8 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.predict.answer import Look
+from messcli.records import Decision
 from messcli.routing import tuning
 from messcli.routing.exploration import coin, exploration_probability
+from messcli.routing.look import Looked
 from messcli.routing.sla import Account
 from messcli.snapshots import Part
 
@@ -33,6 +36,7 @@ class View:
     joules: Sequence[float] | None  # E_m(t), joules; None while nothing was read
     joules_unit: float  # the cheapest model's mean joules, which makes V a pure number
     samples: Sequence[float]  # how many accuracies each model's estimate rests on
+    looks: Sequence[Look] = ()  # at answers, as far as they are known to tell something
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Served:
 
     plan: str
     accuracy: float | None  # observed; None without a reference or audit
-    estimate: float | None  # Â of the served model when it was chosen; None while nothing was learnt
+    estimate: float | None  # what was counted on when its model was chosen; None while nothing was learnt
     explored: bool
     billed_joules: float  # of all models that ran, as far as they were read
 
@@ -64,6 +68,7 @@ class Window:
     accounts: Mapping[str, Account]  # by plan
     recent: Recent | None  # None where the policy doesn't want them, and while nothing is learnt
     next: float  # requests of the window to come, as far as known
+    looks: Sequence[Look] = ()  # at answers, from now on
 
 
 class Policy(Protocol):
@@ -124,6 +129,20 @@ class Policy(Protocol):
         """Joules that a unit of accuracy is worth now, a mean over plans; None where that isn't known."""
         ...
 
+    def look(self, view: View, served: int) -> Looked | None:
+        """What is counted on where the answer of `served` is looked at; None: it is served as it is. Pure."""
+        ...
+
+    def second(self, plan: str, decision: Decision) -> int | None:
+        """The larger model that is asked as well, once the answer is there; None: none. Pure.
+
+        It is the same until the window is closed.
+
+        Args:
+            decision: with what the answer told.
+        """
+        ...
+
     def settle(self, served: Served) -> None:
         """Take in one served request."""
         ...
@@ -165,6 +184,12 @@ class _Stateless:
 
     def companions(self, view: View, served: int) -> tuple[int, ...]:
         return ()
+
+    def look(self, view: View, served: int) -> Looked | None:
+        return None
+
+    def second(self, plan: str, decision: Decision) -> int | None:
+        return None
 
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return 0.0

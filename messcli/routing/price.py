@@ -9,12 +9,15 @@ docs/how-it-decides.md has the mathematics. Pure numbers: knows no prompts, mode
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.predict.answer import Look
 from messcli.routing import tuning
+from messcli.routing.look import options
 
 Array = NDArray[np.float64]
 
@@ -67,7 +70,14 @@ class Curve:
         )
 
 
-def curve(estimates: Array, joules: Array, bonus: Array, errors: Array, prices: Array) -> Curve:
+def curve(
+    estimates: Array,
+    joules: Array,
+    bonus: Array,
+    errors: Array,
+    prices: Array,
+    looks: Sequence[Look] = (),
+) -> Curve:
     """What is bought at each price.
 
     Args:
@@ -75,8 +85,11 @@ def curve(estimates: Array, joules: Array, bonus: Array, errors: Array, prices: 
         bonus: (models,): the optimism that choices add to Â.
         errors: (models,): standard errors of the models' levels.
         prices: ascending.
+        looks: at answers, that choices count on.
     """
     hoped = estimates + bonus
+    if looks:
+        return _looking(estimates, joules, hoped, errors, prices, looks)
     chosen = np.argmin(joules - prices[:, None, None] * hoped, axis=2)
     places = np.arange(len(estimates)) * estimates.shape[1] + chosen
 
@@ -93,8 +106,34 @@ def curve(estimates: Array, joules: Array, bonus: Array, errors: Array, prices: 
     )
 
 
+def _looking(
+    estimates: Array, joules: Array, hoped: Array, errors: Array, prices: Array, looks: Sequence[Look]
+) -> Curve:
+    """`curve` where choices count on looking at answers."""
+    found = options(estimates, joules, looks, prices)
+    chosen = np.argmin(joules - prices[:, None, None] * hoped - found.worth, axis=2)[:, :, None]
+
+    def mean(values: Array) -> Array:
+        taken: Array = np.take_along_axis(values, chosen, axis=2).mean(axis=(1, 2))
+        return taken
+
+    return Curve(
+        prices,
+        np.maximum.accumulate(mean(estimates + found.accuracy)),
+        np.maximum.accumulate(mean(hoped + found.accuracy)),
+        mean(joules + found.joules),
+        errors[chosen[:, :, 0]].mean(axis=1),
+    )
+
+
 def solve(
-    estimates: Array, joules: Array, bonus: Array, errors: Array, standing: Standing, search: tuning.Price
+    estimates: Array,
+    joules: Array,
+    bonus: Array,
+    errors: Array,
+    standing: Standing,
+    search: tuning.Price,
+    looks: Sequence[Look] = (),
 ) -> Solution:
     """The smallest price that isn't below the price that is expected after the window, if it buys at this one.
 
@@ -102,12 +141,22 @@ def solve(
         estimates, joules: of requests like those to come, (requests, models).
         bonus: (models,): the optimism that choices add to Â.
         errors: (models,): standard errors of the models' levels.
+        looks: at answers, that choices count on.
     """
+    if looks:
+        answers = sum(look.shifts[:, look.model + 1 :].size for look in looks)
+        most = min(len(estimates), max(1, search.looked // max(answers, 1)))
+        rows = ((np.arange(most) + 0.5) / most * len(estimates)).astype(int)
+        estimates, joules, bonus = (
+            estimates[rows],
+            joules[rows],
+            np.broadcast_to(bonus, estimates.shape)[rows],
+        )
     means = joules.mean(axis=0)
     dearest = float(means.max()) or 1.0  # 0 where a meter counts nothing: then any price is as good
     cheapest = float(means.min()) or 1e-3 * dearest
     grid = np.geomspace(search.least * cheapest, search.most * dearest, search.cells)
-    bought = curve(estimates, joules, bonus, errors, grid)
+    bought = curve(estimates, joules, bonus, errors, grid, looks)
     # Beyond the price that buys nearly everything only the estimates' noise is bought.
     last = max(_nearly_all(bought.accuracy, search.nearly), _nearly_all(bought.hoped, search.nearly))
     if last == 0:  # the cheapest model is the best one
@@ -134,7 +183,7 @@ def solve(
     # What the window buys changes what is missing later. Between two prices at which many requests change their
     # model, as many of them are decided at the higher one as are worth it.
     fine = np.geomspace(bought.prices[place - 1], bought.prices[place], search.fine)
-    accuracy = curve(estimates, joules, bonus, errors, fine).accuracy + standing.drift
+    accuracy = curve(estimates, joules, bonus, errors, fine, looks).accuracy + standing.drift
     around = slice(place - 1, place + 1)
     aim = float(np.interp(price, bought.prices[around], bought.accuracy[around])) + standing.drift
     spot = min(max(int(np.searchsorted(accuracy, aim)) - 1, 0), len(fine) - 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from messcli.predict.answer import AnswerPredictor
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.registry import POLICIES
@@ -31,6 +32,7 @@ class Setup:
     serve: str = "largest"
     horizon: int | None = None  # requests to come, where it is known
     window: int | None = 1  # requests decided together, at most; None: found by the policy
+    no_look: bool = False  # at answers, where a policy can
     tuning: Tuning = TUNING
     audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
 
@@ -79,4 +81,7 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
         horizon=setup.horizon,
         audits=setup.audits,
     )
-    return Controller(models, policy, predictor, JoulesPredictor(models), settings, setup.tuning)
+    # An audit asks the largest model by a coin of its own: what it then proves has no room for a second choice.
+    looks = not setup.no_look and policy.begins and setup.audits is None
+    answers = AnswerPredictor(models) if looks else None
+    return Controller(models, policy, predictor, JoulesPredictor(models), settings, setup.tuning, answers)

@@ -17,6 +17,7 @@ class OutcomeSource(Protocol):
     """Answers requests with the models of a zoo, given as indices into `names`."""
 
     names: tuple[str, ...]
+    checkers: Mapping[int, int]  # model -> the larger one that can check its answers
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         """For each request, the models that can take its prompt, ascending; may be empty."""
@@ -25,6 +26,7 @@ class OutcomeSource(Protocol):
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         """What was asked, each pair of request and model once, in any order, in groups as it comes.
 
+        `asked` may grow at its end between two groups: what is new is answered as well.
         An empty group says that time passes: a source that waits gives one at least once a second. It ends early
         where it was told to stop. Closing the iterator ends what is running.
         """
@@ -50,19 +52,29 @@ class OutcomeSource(Protocol):
 class Recorded:
     """Outcomes that were measured before, by request id: a drop-in replacement for models and meters."""
 
-    def __init__(self, names: Sequence[str], outcomes: Mapping[str | int, Mapping[str, Outcome]]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        outcomes: Mapping[str | int, Mapping[str, Outcome]],
+        checkers: Mapping[int, int] | None = None,
+    ) -> None:
         self.names = tuple(names)
+        self.checkers = checkers or {}
         self._outcomes = outcomes
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         return [tuple(range(len(self.names)))] * len(requests)
 
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
-        yield [
-            (position, m, self._outcome(request, self.names[m]))
-            for position, (request, models) in enumerate(asked)
-            for m in models
-        ]
+        answered = 0
+        while answered < len(asked):
+            new = range(answered, len(asked))
+            answered = len(asked)
+            yield [
+                (position, m, self._outcome(asked[position][0], self.names[m]))
+                for position in new
+                for m in asked[position][1]
+            ]
 
     def _outcome(self, request: Request, name: str) -> Outcome:
         try:

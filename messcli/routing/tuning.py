@@ -47,6 +47,9 @@ class Price:
     """The highest, in joules of the dearest model's mean answer."""
     cells: int = 44
     """Prices looked at between these. Raised: exacter, more time."""
+    looked: int = 24_000
+    """Requests times typical answers times larger models that a price is solved on where answers are looked at: fewer
+    requests than `recent` where that is more. Raised: less noise, more time."""
     fine: int = 9
     """Prices looked at between two of them, to share requests out."""
     flat: float = 0.02

@@ -47,6 +47,8 @@ class Result:
     meets_alpha: bool
     in_load: InLoad | None = None  # None: no engines were given
     audited: Audited | None = None  # None: all accuracies were known
+    looked: int | None = None  # requests whose answer was looked at; None: there were none
+    escalated: int | None = None  # of those: a larger model was asked as well
 
     def row(self) -> dict[str, Any]:
         """As it stands in the file."""
@@ -54,7 +56,7 @@ class Result:
         return {name: value for name, value in row.items() if name not in _OPTIONAL or value is not None}
 
 
-_OPTIONAL = ("in_load", "audited")
+_OPTIONAL = ("in_load", "audited", "looked", "escalated")
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
     """... and say who was asked, and when."""
     served = [0] * len(table.names)
     accuracy = billed = paper = 0.0
-    explorations = 0
+    explorations = looked = escalated = 0
     trace: list[Asked] = []
     positions = iter(_order(table, task))
     settled = 0
@@ -132,7 +132,9 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
         if chunk.opened is not None:
             settled = len(trace)  # a window is decided when all before it is settled
         for line in _settled(chunk):
-            trace.append(Asked(next(positions), settled, (line.decision.asked,), model=line.served))
+            trace.append(_asked(next(positions), settled, line))
+            looked += line.decision.given is not None
+            escalated += len(trace[-1].stages) > 1
             m = line.decision.model if line.served is None else line.served
             outcome = line.outcomes[m]
             served[m] += 1
@@ -159,6 +161,8 @@ def run_traced(table: OutcomeTable, task: Task) -> tuple[Result, list[Asked]]:
         served=dict(zip(table.names, served, strict=True)),
         meets_alpha=keeps(accuracy / count, task.alpha),
         audited=None if watched is None or account.mean is None else watched.result(account.mean, count),
+        looked=looked or None,
+        escalated=escalated if looked else None,
     )
     return result, trace
 
@@ -194,6 +198,14 @@ class _Watched:
             bound=mean.least(self._error) or 0.0,
             holds=float(self._holds),
         )
+
+
+def _asked(position: int, settled: int, line: Settled) -> Asked:
+    decision = line.decision
+    # After a look, a larger model is a second stage; all of an exploration are one.
+    stages = (decision.asked,) if decision.given is None else tuple((m,) for m in decision.asked)
+    checks = (decision.checked_by,) * len(line.checks) if decision.checked_by is not None else ()
+    return Asked(position, settled, stages, checks, line.served)
 
 
 # ---- many runs -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +25,11 @@ from messcli.amounts import MOST, is_amount
 from messcli.errors import InputError, OutcomesError, first_line, shown
 from messcli.files.requests import STDIN, open_input
 from messcli.metrics import Metric
-from messcli.records import Outcome, Request
+from messcli.records import Check, Outcome, Request
 from messcli.routing.source import Recorded
+
+# Weights of a prompt's token and of one that is written: the ratio of 1 to 25 that the modelled tables have
+READ, WRITTEN = 0.002, 0.05
 
 Scorer = Callable[[], Metric]
 
@@ -42,7 +46,23 @@ class OutcomeTable:
     @property
     def source(self) -> Recorded:
         """The table in place of live models."""
-        return Recorded(self.names, self.outcomes)
+        return Recorded(self.names, self.outcomes, self._checkers)
+
+    @cached_property
+    def _checkers(self) -> dict[int, int]:
+        """Model -> the largest model whose checks of its answers were recorded."""
+        found = {}
+        for m, name in enumerate(self.names):
+            readers = {
+                reader
+                for known in self.outcomes.values()
+                for reader in known[name].checks or ()
+                if reader in self.names
+            }
+            larger = [place for reader in readers if (place := self.names.index(reader)) > m]
+            if larger:
+                found[m] = max(larger)
+        return found
 
     @cached_property
     def accuracies(self) -> NDArray[np.float64]:
@@ -123,7 +143,41 @@ def read_table(
         raise OutcomesError(
             f"{name}: every outcome took 0 J: nothing tells the models apart. Record it with a meter"
         )
-    return OutcomeTable(names, tuple(requests), outcomes, left_out)
+    return OutcomeTable(names, tuple(requests), _with_joules_of_checks(outcomes, names), left_out)
+
+
+def _with_joules_of_checks(
+    outcomes: dict[str | int, Mapping[str, Outcome]], names: Sequence[str]
+) -> dict[str | int, Mapping[str, Outcome]]:
+    """Checks get the joules that the table doesn't state: what their reader takes per token that it reads.
+
+    A model's joules are taken to be proportional to READ * prompt tokens + WRITTEN * output tokens. Where tokens
+    aren't recorded, a check's joules can't be known, and there is none.
+    """
+    if not any(outcome.checks for known in outcomes.values() for outcome in known.values()):
+        return outcomes
+    per_weight = {}
+    for name in names:
+        of_model = [known[name] for known in outcomes.values()]
+        weight = sum(READ * (o.prompt_tokens or 0) + WRITTEN * (o.output_tokens or 0) for o in of_model)
+        per_weight[name] = sum(o.joules or 0.0 for o in of_model) / weight if weight else math.nan
+
+    def priced(outcome: Outcome) -> Outcome:
+        if outcome.checks is None:
+            return outcome
+        read = READ * ((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
+        known = {}
+        for asked, check in outcome.checks.items():
+            reader = asked or names[-1]
+            joules = per_weight.get(reader, math.nan) * read if math.isnan(check.joules) else check.joules
+            if joules > 0.0:
+                known[reader] = replace(check, joules=joules)
+        return replace(outcome, checks=known or None)
+
+    return {
+        identity: {name: priced(outcome) for name, outcome in known.items()}
+        for identity, known in outcomes.items()
+    }
 
 
 def against_largest(table: OutcomeTable, metric: Metric) -> OutcomeTable:
@@ -265,7 +319,49 @@ def _parse_outcome(found: Any, model: str, where: str) -> Outcome:
         seconds=number("seconds"),
         meter=text("meter", "recorded"),
         error=text("error"),
+        confidence=_confidence(found.get("confidence"), model, where),
+        checks=_parse_checks(found, model, where),
     )
+
+
+def _is_number(value: Any, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
+
+
+def _confidence(value: Any, model: str, where: str) -> Mapping[str, float] | None:
+    """One number is the mean's."""
+    if value is None:
+        return None
+    numbers = value if isinstance(value, dict) else {"mean": value}
+    if not all(_is_number(number, sys.float_info.max) for number in numbers.values()):
+        raise OutcomesError(
+            f'{where}: model "{model}": "confidence": expected a number, or an object of numbers, found {value!r}'
+        )
+    return {name: float(number) for name, number in numbers.items()}
+
+
+def _parse_checks(found: Mapping[str, Any], model: str, where: str) -> Mapping[str, Check] | None:
+    """By the larger model's name, "" for the zoo's largest; NaN joules where the table doesn't state them."""
+    checks, joules = found.get("checks"), found.get("check_joules")
+    if checks is None:
+        by_largest = found.get("confidence_by_large")
+        checks = None if by_largest is None else {"": by_largest}
+    if checks is None:
+        return None
+    known = {}
+    for reader, probability in checks.items() if isinstance(checks, dict) else [("", math.nan)]:
+        stated = joules.get(reader) if isinstance(joules, dict) else joules
+        if (
+            not _is_number(probability, 1.0)
+            or not probability >= 0
+            or not (stated is None or _is_number(stated))
+        ):
+            raise OutcomesError(
+                f'{where}: model "{model}": "checks": expected {{"LARGER": probability}}, found {checks!r} '
+                f'(and "check_joules": {joules!r})'
+            )
+        known[reader] = Check(float(probability), math.nan if stated is None else float(stated))
+    return known or None
 
 
 def _request(identity: str | int, prompt: str, references: tuple[str, ...]) -> Request:

@@ -47,6 +47,7 @@ IDEAS: Mapping[str, Sequence[str]] = {
     "miss": ("price.miss=1",),  # accuracy that decides whether alpha is kept is worth no more than other
     "end": ("price.end=0",),
     "drift": ("margin.drift_deviation=0.000001",),
+    "look": (),  # no answer is looked at
 }
 
 PREFILL_JOULES_PER_FLOP = 600 / 4e14  # 600 W at 400 TFLOP/s
@@ -86,6 +87,7 @@ class Run:
     window: int | None
     rows: int | None
     policy: str
+    look: bool
 
 
 def variants(settings: Sequence[str], ideas: Sequence[str]) -> Iterator[tuple[str, Tuning]]:
@@ -122,8 +124,15 @@ def repriced(table: OutcomeTable, engines: Path) -> OutcomeTable:
         read, written = costs[name]
         return float((outcome.prompt_tokens or 0) * read + (outcome.output_tokens or 0) * written)
 
+    def checks(outcome: Any) -> Any:  # the reader reads prompt and answer
+        tokens = (outcome.prompt_tokens or 0) + (outcome.output_tokens or 0)
+        known = (outcome.checks or {}).items()
+        return {reader: replace(check, joules=tokens * costs[reader][0]) for reader, check in known} or None
+
     outcomes = {
-        identity: {name: replace(one, joules=joules(name, one)) for name, one in answers.items()}
+        identity: {
+            name: replace(one, joules=joules(name, one), checks=checks(one)) for name, one in answers.items()
+        }
         for identity, answers in table.outcomes.items()
     }
     return OutcomeTable(table.names, table.requests, outcomes)
@@ -136,7 +145,7 @@ def play(table: OutcomeTable, run: Run) -> dict[str, Any]:
         kept = np.random.default_rng([run.order, 1]).permutation(len(table.requests))[: run.rows]
         table = OutcomeTable(table.names, tuple(table.requests[k] for k in kept), table.outcomes)
     (alpha,) = alphas_at(table, [run.at])
-    setup = Setup(run.policy, seed=run.order, window=run.window, tuning=run.tuning)
+    setup = Setup(run.policy, seed=run.order, window=run.window, tuning=run.tuning, no_look=not run.look)
     result = run_task(table, Task(setup, alpha, shuffled=True))
     static = static_mix(table, alpha).billed_joules
     return {
@@ -209,7 +218,17 @@ def main() -> None:
                 table = repriced(table, options.engines)
             name = Path(path).name.split(".")[0]
             runs = [
-                Run(name, at, order, variant, tuning, window, options.rows, options.policy)
+                Run(
+                    name,
+                    at,
+                    order,
+                    variant,
+                    tuning,
+                    window,
+                    options.rows,
+                    options.policy,
+                    variant != "without look",
+                )
                 for at in map(float, options.at.split(","))
                 for variant, tuning in tried
                 for order in range(first, end)
