@@ -13,7 +13,7 @@ from messcli.energy import EnergyLedger, Weight
 from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError
 from messcli.metrics import Metric
-from messcli.models.backend import Backend, Billed, SelfMetered, fitting
+from messcli.models.backend import Backend, Billed, Cancels, SelfMetered, Warns, fitting
 from messcli.models.billing import Billing
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
@@ -177,10 +177,13 @@ class Live:
                         yield m, item
                 if failures or self._stopping():
                     ending.set()
+                if failures or (self._stopping() and grace < GRACE_SECONDS / 2):
+                    self._cancel()
                 if self._stopping():
                     grace -= time.monotonic() - since
         except GeneratorExit:
             ending.set()
+            self._cancel()
             for thread in running.values():
                 thread.join(GRACE_SECONDS)
             raise
@@ -189,6 +192,12 @@ class Live:
             self._left_behind |= any(thread.is_alive() for thread in running.values())
         if failures:
             raise failures[min(failures)]  # the first lane's error is told, whichever came first
+
+    def _cancel(self) -> None:
+        """End what runs on a device, where a backend can: its thread waits for a batch."""
+        for backend in self._backends:
+            if isinstance(backend, Cancels):
+                backend.cancel()
 
     def _lanes(self, models: Sequence[int]) -> list[list[int]]:
         """`models` in lanes that may overlap in time: no two share a device or a counter."""
@@ -229,7 +238,7 @@ class Live:
     def take_warnings(self) -> list[str]:
         warnings, self._warnings = [*self._ledger.take_warnings(), *self._warnings], []
         for backend in self._backends:
-            if isinstance(backend, SelfMetered):
+            if isinstance(backend, Warns):
                 warnings.extend(backend.take_warnings())
         return warnings
 

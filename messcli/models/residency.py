@@ -1,4 +1,7 @@
-"""Which models are in memory. Knows loading and unloading; nothing of requests or joules."""
+"""Which models are in memory, and which wait in the way that brings them back fastest.
+
+Knows loading, suspending and unloading; nothing of requests or joules.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ class Residency:
     def __init__(self, backends: Sequence[Backend], most: int | None) -> None:
         self._backends = backends
         self._most = most
+        self._suspended: set[int] = set()
         self._last_used = dict.fromkeys(range(len(backends)), 0)  # model -> the round, counted from 1
         self._rounds = 0
 
@@ -59,25 +63,38 @@ class Residency:
             try:
                 self._backends[m].load()
             except ModelTooLarge:  # noqa: PERF203  # each turn frees memory and tries again
-                if not self._unload_one(keep):
+                if self._suspend_one(keep):
+                    self._most = len(self._in_memory()) + 1
+                elif not self._unload_suspended(m):
                     raise
-                self._most = len(self._in_memory()) + 1
+        self._suspended.discard(m)
 
     def _make_room(self, keep: Sequence[int]) -> None:
         """Keep to `most` with one more model, or with one of `keep` that is loaded already."""
         if self._most is None:
             return
         needed = sum(1 for m in keep if not self._backends[m].loaded)
-        while len(self._in_memory()) + needed > self._most and self._unload_one(keep):
+        while len(self._in_memory()) + needed > self._most and self._suspend_one(keep):
             pass
 
     def _in_memory(self) -> list[int]:
         return [m for m, backend in enumerate(self._backends) if backend.occupies_memory and backend.loaded]
 
-    def _unload_one(self, keep: Sequence[int]) -> bool:
-        """Unload the least recently used model that isn't in `keep`; False where there is none."""
+    def _suspend_one(self, keep: Sequence[int]) -> bool:
+        """Suspend the least recently used model that isn't in `keep`; False where there is none."""
         idle = [m for m in self._in_memory() if m not in keep]
         if not idle:
             return False
-        self._backends[min(idle, key=lambda m: (self._last_used[m], m))].unload()
+        least = min(idle, key=lambda m: (self._last_used[m], m))
+        self._backends[least].suspend()
+        self._suspended.add(least)
+        return True
+
+    def _unload_suspended(self, but: int) -> bool:
+        """Unload a suspended model other than `but`: an engine that sleeps still holds a little of its card."""
+        others = sorted(self._suspended - {but})
+        if not others:
+            return False
+        self._backends[others[0]].unload()
+        self._suspended.discard(others[0])
         return True
