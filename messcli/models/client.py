@@ -14,11 +14,12 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
+import yarl
 
 LARGEST_BODY = 16 * 2**20  # bytes, unpacked; an answer of 100,000 tokens with its log-probabilities has 10 MB
 CONNECT_SECONDS = 10.0
@@ -101,7 +102,7 @@ class Client:
     """
 
     def __init__(self, url: str, seconds: float, *, proxies: bool) -> None:
-        self._url = url
+        self._urls = _Urls(url)
         self._timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
         self._seconds = seconds
         self._proxies = proxies
@@ -179,11 +180,10 @@ class Client:
             )
         try:
             async with self._session.request(
-                method, self._url + path, data=body, headers=dict(headers), allow_redirects=False
+                method, self._urls[path], data=body, headers=headers, allow_redirects=False
             ) as answer:
                 packed = answer.headers.get("Content-Encoding", "identity").strip().lower()
-                read = b"".join([part async for part in _bounded(answer.content.iter_any())])
-                return Reply(answer.status, answer.headers, _unpacked(read, packed))
+                return Reply(answer.status, answer.headers, _unpacked(await _whole(answer.content), packed))
         except (aiohttp.ServerTimeoutError, aiohttp.ConnectionTimeoutError) as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise NoReply(f"no connection within {CONNECT_SECONDS:g} s", unreachable=True) from None
@@ -257,13 +257,27 @@ async def _all(
             task.cancel()
 
 
-async def _bounded(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    read = 0
-    async for part in parts:
+class _Urls(dict[str, yarl.URL]):
+    """Path -> URL, read once: that takes as long as sending a request."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self._base = base
+
+    def __missing__(self, path: str) -> yarl.URL:
+        self[path] = made = yarl.URL(self._base + path)
+        return made
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """A body to its end. Raises NoReply where it is too large."""
+    parts, read = [], 0
+    while part := await content.readany():
+        parts.append(part)
         read += len(part)
         if read > LARGEST_BODY:
             raise NoReply(f"the answer has more than {LARGEST_BODY // 2**20} MiB")
-        yield part
+    return b"".join(parts)
 
 
 def _unpacked(body: bytes, encoding: str) -> bytes:

@@ -272,8 +272,10 @@ class OpenAIBackend:
         self.load()
         assert self._client is not None  # noqa: S101  # load has made it
 
+        headers = self._headers()  # kept nowhere, for they hold the key
+
         async def ask(index: int) -> Generation:
-            return await self._answer(requests[index])
+            return await self._answer(requests[index], headers)
 
         for group in self._client.stream(len(requests), ask, self.concurrency):
             yield group_of(dict(group))
@@ -283,7 +285,7 @@ class OpenAIBackend:
         answers = {index: answer for group in self.stream(batch) for index, answer in group.finished}
         return [answers[index] for index in range(len(batch))]
 
-    async def _answer(self, request: Request) -> Generation:
+    async def _answer(self, request: Request, headers: Mapping[str, str]) -> Generation:
         """Ask until there is an answer, or no more is to be hoped for."""
         path, prompt = self._endpoint(request)
         for attempt in range(ATTEMPTS):
@@ -291,7 +293,7 @@ class OpenAIBackend:
             sent = time.monotonic()
             body = {**prompt, **self._body_for(path, request)}
             try:
-                reply = await self._send(path, body)
+                reply = await self._send(path, headers, body)
             except NoReply as error:
                 if error.unreachable and attempt + 1 == ATTEMPTS:
                     raise self._unreachable(error) from None
@@ -321,10 +323,10 @@ class OpenAIBackend:
         longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**attempt)
         return longest * (0.5 + 0.5 * self._jitter())
 
-    async def _send(self, path: str, body: Mapping[str, Any]) -> Reply:
+    async def _send(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Reply:
         if self._client is None:
             raise NoReply("the connection was closed")
-        return await self._client.send("POST", path, self._headers(), json.dumps(body).encode())
+        return await self._client.send("POST", path, headers, json.dumps(body).encode())
 
     def _body_for(self, path: str, request: Request) -> dict[str, Any]:
         body = dict(self._body)
