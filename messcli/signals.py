@@ -9,6 +9,10 @@ from types import FrameType
 
 from messcli.errors import Interrupted
 
+WORKERS = (
+    "messcli-worker"  # what the names of threads begin with that may still compute when the process ends
+)
+
 
 class Stop:
     """What the signals have said so far, and what they need to know of the work."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import threading
 import time
@@ -20,7 +21,8 @@ from tiny_models import CHAT_TEMPLATE, WORDS, save_bart, save_llama, save_t5
 from messcli.energy import EnergyLedger, Meter
 from messcli.errors import MessError, ModelError, ModelTooLarge, ZooError
 from messcli.metrics import load_metric
-from messcli.models.backend import InBatches, create
+from messcli.models import live as live_module
+from messcli.models.backend import Group, InBatches, create
 from messcli.models.live import Live
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
@@ -989,3 +991,103 @@ def test_the_error_that_is_told_does_not_depend_on_timing():
     for _ in range(20):
         with pytest.raises(ModelError, match="first"):
             ask(live(fakes), 1, 0)
+
+
+# --- streams: bills, stopping ---
+
+
+class Streaming(Fake):
+    """Answers everything at once, a token of each unanswered request a group; request n is done after n + 1."""
+
+    def stream(self, many: Any) -> Any:
+        self.under_way = min(3, len(many))  # as many as it has room for at first
+        running, waiting, steps = list(range(self.under_way)), list(range(self.under_way, len(many))), 0
+        try:
+            while running:
+                if self._wait is not None:
+                    self._wait()
+                done = [index for index in running if index <= steps]
+                work = dict.fromkeys(running, (1 if steps == 0 else 0, 1))
+                steps += 1
+                running = [index for index in running if index not in done]
+                while waiting and not self.draining:
+                    running.append(waiting.pop(0))
+                yield Group([(index, Generation(f"{index}", 1, steps)) for index in done], work)
+        finally:
+            self._log.append(f"closed with {len(running)} running")
+
+    draining = False
+
+    def drain(self) -> None:
+        self.draining = True
+
+
+def outcomes_of(source: Live, count: int, models: tuple[int, ...] = (0,)) -> dict[tuple[int, int], Any]:
+    asked = [(Request(id=f"r{n}", prompt="p"), models) for n in range(count)]
+    groups = source.answers(asked)
+    return {(position, m): outcome for group in groups for position, m, outcome in group}
+
+
+def test_joules_between_two_groups_are_split_over_what_ran_meanwhile():
+    log: list[str] = []
+    source = live([Streaming("a", log)])
+    found = outcomes_of(source, 3)
+    # every stretch is a joule (the counter gains one at each reading), and so is each gap, which is overhead
+    weights = [[1.1, 1.1, 1.1], [0, 1, 1], [0, 0, 1]]
+    expected = [sum(row[n] / sum(row) for row in weights) for n in range(3)]
+    assert [found[n, 0].joules for n in range(3)] == pytest.approx(expected)
+    assert math.fsum(outcome.joules for outcome in found.values()) == pytest.approx(3.0)
+    assert source.running_joules() == {}
+    assert log[-1] == "closed with 0 running"
+
+
+def test_a_run_that_is_told_to_stop_takes_what_is_under_way_and_asks_nothing_more():
+    stopping: list[bool] = []
+    fake = Streaming("a", [], wait=lambda: time.sleep(0.05))
+    source = live([fake, Fake("b", [])], stopping=lambda: bool(stopping))
+    asked = [(Request(id=f"r{n}", prompt="p"), (0, 1)) for n in range(50)]
+    found: list[tuple[int, int]] = []
+    for group in source.answers(asked):
+        found += [(position, m) for position, m, _ in group]
+        stopping.append(True)
+    assert fake.draining
+    assert {m for _, m in found} == {0}  # b's turn never came
+    assert 3 <= len(found) < 50 or found == [(n, 0) for n in range(50)]
+    source.close()
+    assert not fake.loaded
+
+
+def test_a_model_that_does_not_end_is_left_behind(monkeypatch):
+    monkeypatch.setattr(live_module, "GRACE_SECONDS", 0.3)
+    stuck, stopping = threading.Event(), threading.Event()
+    log: list[str] = []
+
+    def wait() -> None:
+        if log.count("a") == 2:  # two batches are answered, the third one never
+            stopping.set()
+            stuck.wait(20)
+
+    source = live([Fake("a", log, wait=wait)], stopping=stopping.is_set)
+    started = time.monotonic()
+    found = outcomes_of(source, 5)
+    assert time.monotonic() - started < 3
+    assert sorted(found) == [(0, 0), (1, 0)]
+    source.close()
+    assert "-a" not in log  # it is in use
+    assert source.left_behind
+    stuck.set()
+
+
+def test_a_stream_that_is_closed_bills_nobody_for_what_was_lost():
+    counter = Ticking()
+    meter = Meter({"cpu": counter}, {"cpu": ("cpu",)})
+    fake = Streaming("a", [], wait=lambda: time.sleep(0.05))
+    source = Live([fake], EnergyLedger(meter), load_metric("exact"))
+    groups = source.answers([(Request(id=f"r{n}", prompt="p"), (0,)) for n in range(3)])
+    first = next(group for group in groups if group)
+    groups.close()
+    overhead = source.take_overhead()["nvml"]
+    assert [position for position, _, _ in first] == [0]
+    (told,) = source.take_warnings()
+    assert "2 requests were being answered when the run was stopped" in told
+    assert math.fsum(outcome.joules for _, _, outcome in first) + overhead == pytest.approx(counter.joules)

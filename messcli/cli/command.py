@@ -20,6 +20,7 @@ from messcli.cli.options import Group, Option
 from messcli.cli.terminal import obeyed_sigterm, say, steady_streams
 from messcli.errors import EXIT_OK, EXIT_SIGINT, Interrupted, MessError
 from messcli.files.standard import reserved_output
+from messcli.signals import WORKERS
 
 
 class Command(click.Command):
@@ -121,6 +122,8 @@ class Program(click.Group):
             status = error.exit_code
         status = status if isinstance(status, int) else EXIT_OK
         if standalone:
+            if sys.stdout is sys.__stdout__ and _threads_that_stay():  # a model that didn't end in time
+                os._exit(status)
             sys.exit(status)
         return status
 
@@ -142,8 +145,9 @@ class Program(click.Group):
 
 
 def _threads_that_stay() -> bool:
-    """Whether threads are left, a second later, that Python would wait for at its exit."""
-    own = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    """Whether threads are left, a second later, that Python would wait for at its exit, or tear a model away from."""
+    others = [one for one in threading.enumerate() if one is not threading.main_thread()]
+    own = [one for one in others if not one.daemon or one.name.startswith(WORKERS)]
     deadline = time.monotonic() + 1.0
     for one in own:
         one.join(max(0.0, deadline - time.monotonic()))

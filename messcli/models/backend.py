@@ -207,6 +207,15 @@ class Cancels(Protocol):
 
 
 @runtime_checkable
+class Draining(Protocol):
+    """A Backend that has much of a stream under way at a time, and can be told to ask nothing more of it."""
+
+    def drain(self) -> None:
+        """End the stream that is open, from another thread: it yields what is under way, and nothing else."""
+        ...
+
+
+@runtime_checkable
 class OtherProcesses(Protocol):
     """A Backend whose model computes in other processes of this machine."""
 

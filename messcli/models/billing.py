@@ -36,9 +36,9 @@ class Billing:
         self._shares: dict[int, _Share] = {}  # by model, of the window in hand
 
     def stream(self, m: int, requests: Sequence[Request]) -> Generator[Answers, None, None]:
-        """Answer a model's share of a window. An answer comes when its bill is final.
+        """Answer a model's share of a window, in a thread of its own.
 
-        What isn't final when the stream ends comes from `close_window`.
+        It yields answers that are billed already, and an empty group where `take` may have some.
         """
         backend = self._backends[m]
         if isinstance(backend, SelfMetered) and not self._ledger.replays:
@@ -62,7 +62,7 @@ class Billing:
                 if group is None:
                     return
                 share.add(group, call)
-                yield share.take()
+                yield ()
 
     def _replayed(
         self, name: str, ids: Sequence[str], kind: str, groups: Iterator[Group]
@@ -74,13 +74,21 @@ class Billing:
                 for (index, generation), bill in zip(group.finished, bills, strict=True)
             ]
 
-    def close_window(self) -> tuple[dict[int, Answers], str | None]:
+    def take(self, m: int) -> Answers:
+        """The answers of a model whose bills have become final."""
+        share = self._shares.get(m)
+        return () if share is None else share.take()
+
+    def close_window(self, *, wanted: bool) -> tuple[dict[int, Answers], str | None]:
         """Once the ledger's window is closed: the answers that are still to come, by model; and what was lost.
+
+        Args:
+            wanted: whether somebody still takes answers.
 
         What was read for requests that were never answered is overhead from now on.
         """
         shares, self._shares = self._shares, {}
-        answers = {m: share.take() for m, share in shares.items()}
+        answers = {m: share.take() for m, share in shares.items() if wanted}
         lost = [share.forgo() for share in shares.values()]
         requests = sum(count for count, _ in lost)
         if not requests:

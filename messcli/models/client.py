@@ -141,16 +141,21 @@ class Client:
             raise
 
     def stream(
-        self, count: int, ask: Callable[[int], Awaitable[T]], concurrency: Concurrency
+        self,
+        count: int,
+        ask: Callable[[int], Awaitable[T]],
+        concurrency: Concurrency,
+        draining: Callable[[], bool] = lambda: False,
     ) -> Iterator[Sequence[tuple[int, T]]]:
         """Await `ask` of 0 to `count` - 1, as many at a time as `concurrency` says; results as they come.
 
         Groups come once a second, be they empty, or every 64 results. What `ask` raises ends it, after the
-        results before.
-        Closing the iterator cancels what is under way.
+        results before. Closing the iterator cancels what is under way. Once `draining` says so, nothing more is asked.
         """
         ready: queue.SimpleQueue[Sequence[tuple[int, T]] | BaseException | None] = queue.SimpleQueue()
-        future = asyncio.run_coroutine_threadsafe(_all(count, ask, concurrency, ready.put), self._loop)
+        future = asyncio.run_coroutine_threadsafe(
+            _all(count, ask, concurrency, draining, ready.put), self._loop
+        )
         try:
             while True:
                 try:
@@ -200,6 +205,7 @@ async def _all(
     count: int,
     ask: Callable[[int], Awaitable[T]],
     concurrency: Concurrency,
+    draining: Callable[[], bool],
     put: Callable[[Sequence[tuple[int, T]] | BaseException | None], None],
 ) -> None:
     """`ask` of each number, and `put` of the results in groups; then of None, or of what was raised."""
@@ -225,6 +231,8 @@ async def _all(
     timer = [loop.call_later(0.0, flush)]  # the one that ends the group
 
     def start() -> None:
+        if draining():
+            waiting.clear()
         while waiting and len(running) < concurrency.limit:
             task = loop.create_task(one(waiting.popleft()))
             running.add(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from queue import Empty, SimpleQueue
 
@@ -13,16 +13,16 @@ from messcli.energy import EnergyLedger, Weight
 from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError
 from messcli.metrics import Metric
-from messcli.models.backend import Backend, Billed, Cancels, SelfMetered, Warns, fitting
+from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, fitting
 from messcli.models.billing import Billing
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
 from messcli.records import Answer, Asked, Outcome, Request
+from messcli.signals import WORKERS
 from messcli.tariff import FREE, Tariff
 
 GRACE_SECONDS = 5.0  # that answers which are being made get, when the run is told to stop
 _TICK_SECONDS = 0.2  # how often a wait for answers looks whether it is
-THREADS = "messcli-models"  # what the threads' names begin with
 
 
 class Live:
@@ -63,7 +63,7 @@ class Live:
         self._billing = Billing(backends, ledger, weights or {})
         self._warnings: list[str] = []
         self.checkers: Mapping[int, int] = {}
-        self._left_behind = False  # threads that didn't end in time still use the models
+        self.left_behind = False  # threads that didn't end in time still use the models
 
     def load(self) -> None:
         """Load models now instead of on first use: the first ones, as far as they may be loaded together."""
@@ -111,6 +111,8 @@ class Live:
                 made.append((position, m, self._scored(m, asked[position][0], answer)))
             return made
 
+        failure: Exception | None = None
+        whole = False
         try:
             with self._ledger.window(eager=True):
                 while (todo := sorted(waiting.keys() - shares.keys())) and not self._stopping():
@@ -118,32 +120,42 @@ class Live:
                         together = self._residency.load_round(todo)
                     shares.update((m, waiting.pop(m)) for m in together)
                     requests = {m: [asked[position][0] for position in shares[m]] for m in together}
-                    for m, answers in self._run(requests):
-                        yield scored(m, answers)
+                    with closing(self._run(requests)) as arriving:
+                        for m, answers in arriving:
+                            yield scored(m, answers)
                     collect()
+            whole = True
+        except Exception as error:  # told below: what was answered comes first
+            failure, whole = error, True
         finally:
-            rest, lost = self._billing.close_window()
+            rest, lost = self._billing.close_window(wanted=whole)
             if lost:
                 self._warnings.append(lost)
         for m, answers in rest.items():
             yield scored(m, answers)
+        if failure is not None:
+            raise failure
 
     def _run(
         self, requests: Mapping[int, Sequence[Request]]
-    ) -> Iterator[tuple[int, Sequence[tuple[int, Billed]]]]:
+    ) -> Generator[tuple[int, Sequence[tuple[int, Billed]]], None, None]:
         """Every model's answers to its share, as they come. Models that share a device or a counter take turns."""
         arrived: SimpleQueue[tuple[int, int, Sequence[tuple[int, Billed]] | BaseException | None]] = (
             SimpleQueue()
         )
-        ending = threading.Event()
+        ending = threading.Event()  # nothing more is to be asked
+        over = threading.Event()  # nothing more is wanted
 
         def serve(number: int, lane: Sequence[int]) -> None:
             try:
                 for m in lane:
+                    if ending.is_set():
+                        return
                     with closing(self._billing.stream(m, requests[m])) as stream:
                         for answers in stream:
                             arrived.put((number, m, answers))
-                            if ending.is_set():
+                            drains = isinstance(self._backends[m], Draining)
+                            if over.is_set() or (ending.is_set() and not drains):
                                 return
             except BaseException as error:  # told in the thread that asked
                 arrived.put((number, 0, error))
@@ -153,7 +165,7 @@ class Live:
         lanes = self._lanes(list(requests))
         running = {
             number: threading.Thread(
-                target=serve, args=(number, lane), name=f"{THREADS}-{number}", daemon=True
+                target=serve, args=(number, lane), name=f"{WORKERS}-{number}", daemon=True
             )
             for number, lane in enumerate(lanes)
         }
@@ -174,24 +186,33 @@ class Live:
                     elif isinstance(item, BaseException):
                         failures[number] = item
                     else:
-                        yield m, item
-                if failures or self._stopping():
+                        yield m, [*item, *self._billing.take(m)]
+                if (failures or self._stopping()) and not ending.is_set():
                     ending.set()
+                    self._drain()
                 if failures or (self._stopping() and grace < GRACE_SECONDS / 2):
                     self._cancel()
                 if self._stopping():
                     grace -= time.monotonic() - since
         except GeneratorExit:
             ending.set()
+            over.set()
             self._cancel()
             for thread in running.values():
                 thread.join(GRACE_SECONDS)
             raise
         finally:
             ending.set()
-            self._left_behind |= any(thread.is_alive() for thread in running.values())
+            over.set()
+            self.left_behind |= any(thread.is_alive() for thread in running.values())
         if failures:
             raise failures[min(failures)]  # the first lane's error is told, whichever came first
+
+    def _drain(self) -> None:
+        """Ask nothing more: what is under way comes as long as there is time."""
+        for backend in self._backends:
+            if isinstance(backend, Draining):
+                backend.drain()
 
     def _cancel(self) -> None:
         """End what runs on a device, where a backend can: its thread waits for a batch."""
@@ -243,7 +264,7 @@ class Live:
         return warnings
 
     def close(self) -> None:
-        if self._left_behind:  # a model that is in use can't be unloaded; the process ends
+        if self.left_behind:  # a model that is in use can't be unloaded; the process ends
             return
         for backend in self._backends:
             backend.unload()

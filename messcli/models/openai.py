@@ -97,6 +97,7 @@ class OpenAIBackend:
         self.concurrency = Concurrency(self._own.concurrency or batch_size or spec.batch_size)
         self._client: Client | None = None
         self._clock: ProcessClock | None = None
+        self._draining = False
         self._answered = False  # with something that was an answer
         self._warnings: dict[str, None] = {}  # in the order in which they came
         self._told: set[str] = set()
@@ -270,6 +271,7 @@ class OpenAIBackend:
         if not requests:
             return
         self.load()
+        self._draining = False
         assert self._client is not None  # noqa: S101  # load has made it
 
         headers = self._headers()  # kept nowhere, for they hold the key
@@ -277,8 +279,13 @@ class OpenAIBackend:
         async def ask(index: int) -> Generation:
             return await self._answer(requests[index], headers)
 
-        for group in self._client.stream(len(requests), ask, self.concurrency):
+        answers = self._client.stream(len(requests), ask, self.concurrency, lambda: self._draining)
+        for group in answers:
             yield group_of(dict(group))
+
+    def drain(self) -> None:
+        """See `messcli.models.backend.Draining`."""
+        self._draining = True
 
     def generate(self, batch: Sequence[Request]) -> list[Generation]:
         """Answer `batch`, in order, as `stream` does."""

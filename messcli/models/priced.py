@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from messcli.models.backend import Backend, Billed, Group, Warns, fitting
+from messcli.models.backend import Backend, Billed, Draining, Group, Warns, fitting
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec
 
@@ -74,6 +74,11 @@ class Priced:
         """Seconds are unknown: the server's own are not ours to see, and the wait is shared with others."""
         for group in self.stream(requests):
             yield [(index, self._billed(generation)) for index, generation in group.finished]
+
+    def drain(self) -> None:
+        """See `messcli.models.backend.Draining`."""
+        if isinstance(self._backend, Draining):
+            self._backend.drain()
 
     def fitting(self, requests: Sequence[Request]) -> list[bool]:
         return fitting(self._backend, requests)

@@ -178,6 +178,7 @@ class RayBackend(InBatches):
         self._served = False  # one has been there
         self._wait_until = 0.0  # since the last one was lost; on the monotonic clock
         self._warnings: list[str] = []
+        self._draining = False
 
     # --- actors ---
 
@@ -337,13 +338,18 @@ class RayBackend(InBatches):
         if not requests:
             return
         self.load()
+        self._draining = False
         waiting = self._batches(requests)
         busy: dict[Any, tuple[Any, list[int]]] = {}
         while waiting or busy:
+            if self._draining:
+                waiting = []
             idle = [actor for actor in self._actors if all(actor is not other for other, _ in busy.values())]
             for actor in idle[: len(waiting)]:
                 batch = waiting.pop(0)
                 busy[actor.answer.remote([requests[index] for index in batch])] = (actor, batch)
+            if not waiting and not busy:
+                return
             if not busy:
                 self._await_actor(self._wait_until)
                 if not self._actors:
@@ -366,6 +372,10 @@ class RayBackend(InBatches):
             why = f'model "{self.spec.name}": the last actor that ran it was lost, and no other could start'
             lost = Billed(Generation(None, 0, 0, error=why, fault="model"), None, None, "none")
             yield [(index, lost) for batch in waiting for index in batch]
+
+    def drain(self) -> None:
+        """See `messcli.models.backend.Draining`."""
+        self._draining = True
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Batches as an actor plans them, small enough that every replica gets one."""

@@ -96,6 +96,7 @@ class VllmBackend:
         self._can_sleep = False
         self._asleep: int | None = None  # vLLM's sleep level
         self._streams = 0
+        self._draining = False
         self._log: _EngineLog | None = None
         self._pids: set[int] = set()
 
@@ -348,6 +349,7 @@ class VllmBackend:
         if refused:
             yield group_of(refused)
         self._streams += 1
+        self._draining = False
         names = {index: f"{self._streams}-{index}" for index in sorted(prompts, key=prompts.__getitem__)}
         running: dict[str, _Running] = {}
         engine = self._engine.llm_engine
@@ -359,11 +361,26 @@ class VllmBackend:
                     running[name] = _Running(index, len(ids))
             while running:
                 with self._failing("failed while answering"):
+                    if self._draining:
+                        self._drop(
+                            engine, [name for name, request in running.items() if not request.begun], running
+                        )
                     group = self._group(engine, running)
                 yield group
         finally:
             if running and self._engine is not None:
-                engine.abort_request(list(running))
+                self._drop(engine, list(running), running)
+
+    def drain(self) -> None:
+        """See `messcli.models.backend.Draining`."""
+        self._draining = True
+
+    @staticmethod
+    def _drop(engine: Any, names: Sequence[str], running: dict[str, _Running]) -> None:
+        if names:
+            engine.abort_request(list(names))
+        for name in names:
+            del running[name]
 
     def _group(self, engine: Any, running: dict[str, _Running]) -> Group:
         """Step until a group is full; what has finished leaves `running`."""
