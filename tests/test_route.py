@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -668,3 +669,55 @@ def test_a_plan_that_is_gone_does_not_break_the_state(job: Job) -> None:
 def test_places_that_do_not_work(job: Job, args: list[str], status: int, expected: str) -> None:
     job.write(requests(3))
     assert expected in error_of(job.route(*args, status=status))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["none.jsonl"], ["-o", "out.jsonl.zst"], ["-o", ""], ["--zoo", "none.toml"], ["--state", "in.jsonl"]],
+)
+def test_a_slip_leaves_nothing_behind(job: Job, args: list[str]) -> None:
+    job.write(requests(3))
+    before = {path.name: path.read_bytes() for path in job.folder.iterdir()}
+    ended = job.server.run(["route", "in.jsonl", "-o", "out.jsonl", *OPTIONS, *args], job.folder)
+    if args == ["none.jsonl"]:
+        ended = job.server.run(["route", "none.jsonl", "-o", "out.jsonl", *OPTIONS], job.folder)
+    assert ended.status in (1, 2)
+    assert {path.name: path.read_bytes() for path in job.folder.iterdir()} == before
+
+
+def test_a_run_that_failed_before_any_answer_does_not_bind_the_mended_one(job: Job) -> None:
+    job.write(requests(3))
+    zoo = (job.folder / "zoo.toml").read_text()
+    (job.folder / "zoo.toml").write_text(zoo.replace("toy/small", "toy/smal"))
+    args = ["route", "in.jsonl", "-o", "out.jsonl", *OPTIONS]
+    crashed = job.server.run(args, job.folder, environment={"TOY_CRASH": "exit:1"})
+    assert crashed.status == 9
+    assert job.query("SELECT lines, finished FROM window") == [(3, 0)]
+    (job.folder / "zoo.toml").write_text(zoo)
+    job.route()
+    assert len(job.rows()) == 3
+    (job.folder / "zoo.toml").write_text(zoo.replace("toy/small", "toy/smal"))
+    assert "don't mix" in error_of(job.route(status=1))
+
+
+def test_rows_go_behind_a_torn_line_on_a_line_of_their_own(job: Job) -> None:
+    job.write(requests(8))
+    torn, whole = job.folder / "torn", job.folder / "whole"
+    torn.write_text('{"id": "half a r')
+    whole.write_text('{"id": "one"}\n')
+    for file in (torn, whole):
+        command = [sys.executable, "-c", APPEND, file.name]
+        subprocess.run(command, cwd=job.folder, check=True, env={**os.environ, "PYTHONPATH": PATHS})
+    assert torn.read_text() == '{"id": "half a r\n{"id": 1}\n'
+    assert whole.read_text() == '{"id": "one"}\n{"id": 1}\n'
+
+
+PATHS = f"{HERE.parent}{os.pathsep}{HERE}"
+APPEND = """
+import os, sys
+from messcli.files.sinks import open_sink
+from messcli.files.standard import reserved_output
+os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND), 1)
+with reserved_output():
+    open_sink("-", 0, torn=False).write(['{"id": 1}'])
+"""

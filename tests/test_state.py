@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -312,6 +313,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_state(tmp_path: Path
     """As a server process that a backend forked: it must not keep the lock of a parent that was killed."""
     script = f"""
 import os, signal, time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from messcli.state.state import State
@@ -359,3 +361,192 @@ def test_a_row_is_never_finished_twice(tmp_path: Path) -> None:
         with pytest.raises(StateError, match="UNIQUE"):
             finish(state, range(2, 4))
         assert state.journal.known((3).to_bytes(16, "big")) is None  # all or nothing
+
+
+# ---- what isn't ours, and what was changed --------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["version = 1\n", "process of somebody\n", "process 12\n" * 1000])
+def test_a_file_with_the_locks_name_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    lock = tmp_path / "uv.lock"
+    lock.write_text(content)
+    with pytest.raises(
+        StateError, match=r"uv.lock: the state's lock would be here, and this is none of messcli's"
+    ):
+        State(tmp_path / "uv")
+    assert lock.read_text() == content
+    assert names(tmp_path) == {"uv.lock"}
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target, lock = tmp_path / "theirs", tmp_path / "a.state.lock"
+    target.write_text("")
+    lock.symlink_to(target)
+    with pytest.raises(StateError, match="none of messcli's; it was left as it is"):
+        State(tmp_path / "a.state")
+    assert lock.is_symlink()
+    assert target.read_text() == ""
+    lock.unlink()
+    lock.symlink_to(tmp_path / "none")  # nor is what it names made
+    with pytest.raises(StateError, match="none of messcli's"):
+        State(tmp_path / "a.state")
+    assert names(tmp_path) == {"theirs", "a.state.lock"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "a.state.lock")
+    with pytest.raises(StateError, match="none of messcli's"):
+        State(tmp_path / "a.state")
+    assert names(tmp_path) == {"a.state.lock"}
+
+
+def test_a_file_that_took_the_locks_place_meanwhile_stays(tmp_path: Path) -> None:
+    lock = tmp_path / "a.state.lock"
+    with State(tmp_path / "a.state"):
+        lock.unlink()
+        lock.write_text("theirs")
+    assert lock.read_text() == "theirs"
+
+
+def test_two_states_on_one_output(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    with State(tmp_path / "a.state") as first:
+        first.journal.change(1, SETTINGS, b"", [])
+        first.output.open(output)
+        with (
+            State(tmp_path / "b.state") as second,
+            pytest.raises(StateBusy, match="another process is writing it") as told,
+        ):
+            second.output.open(output)
+        assert told.value.exit_code == 75
+        finish(first, range(1, 4))
+        first.output.finish()
+    assert len(Path(output).read_text().splitlines()) == 3
+    with State(tmp_path / "b.state") as second, pytest.raises(StateError, match="knows nothing of"):
+        second.output.open(output)
+
+
+def test_a_flipped_bit_in_the_index_of_keys_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    """A key that its index doesn't lead to would be routed again."""
+    path = tmp_path / "a.state"
+    keys = random.Random(3).randbytes(16 * 400)
+    with State(path) as state:
+        state.journal.change(1, SETTINGS, b"", [])
+        done_ = [Done(keys[n : n + 16], b"", "{}", t=n // 16 + 1) for n in range(0, len(keys), 16)]
+        state.commit(Work(done_, [b"{}"] * 400))
+    whole = path.read_bytes()
+    told = 0
+    for n in range(0, 400, 20):
+        key = keys[16 * n : 16 * n + 16]
+        places = [at for at in range(len(whole)) if whole.startswith(key, at)]
+        assert len(places) == 2  # in the table and in the index
+        for at in places:
+            damaged = bytearray(whole)
+            damaged[at + 7] ^= 0x10
+            path.write_bytes(damaged)
+            with pytest.raises(StateError, match=r"is damaged \(.*\) and was left as it is"):
+                State(path)
+            told += 1
+            assert path.read_bytes() == damaged
+    assert told == 40
+    path.write_bytes(whole)
+    State(path).close()
+
+
+def test_a_damaged_state_of_a_killed_run_is_left_as_it_is(tmp_path: Path) -> None:
+    """With its log: the state is read before the log is folded in."""
+    path, copy = tmp_path / "a.state", tmp_path / "copy"
+    copy.mkdir()
+    keys = [random.Random(n).randbytes(16) for n in range(200)]
+    with State(path) as state:
+        state.journal.change(1, SETTINGS, b"", [])
+        state.commit(Work([Done(key, b"", "{}", t=n + 1) for n, key in enumerate(keys)], [b"{}"] * 200))
+        for name in ("a.state", "a.state-wal"):
+            shutil.copy(tmp_path / name, copy / name)
+    log = bytearray((copy / "a.state-wal").read_bytes())
+    log_whole = bytes(log)
+    State(copy / "a.state").close()  # it can be opened as it was left
+    shutil.copy(tmp_path / "a.state", copy / "a.state")  # closed: all of it in one file
+    content = bytearray((copy / "a.state").read_bytes())
+    at = content.index(keys[5])
+    content[at + 3] ^= 1
+    (copy / "a.state").write_bytes(content)
+    (copy / "a.state-wal").write_bytes(log_whole[:32])  # a log that holds nothing yet
+    before = {name: (copy / name).read_bytes() for name in ("a.state", "a.state-wal")}
+    with pytest.raises(StateError, match="is damaged"):
+        State(copy / "a.state")
+    assert {name: (copy / name).read_bytes() for name in before} == before
+
+
+def test_a_large_state_is_checked_by_a_sample_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "ROWS_CHECKED_UNCLEAN", 50)
+    path, killed = tmp_path / "a.state", tmp_path / "killed"
+    killed.mkdir()
+    with State(path) as state:
+        state.journal.change(1, SETTINGS, b"", [])
+        finish(state, range(1, 200))
+        for name in ("a.state", "a.state-wal"):
+            shutil.copy(tmp_path / name, killed / name)
+    with State(killed / "a.state") as state:
+        (note,) = state.database.notes
+        assert "ended unclean" in note
+        assert "of its 199 rows were checked" in note
+    with State(killed / "a.state") as state:
+        assert state.database.notes == []
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_an_output_that_was_edited_at_the_same_length_is_noticed(tmp_path: Path, name: str) -> None:
+    path, output = tmp_path / "a.state", tmp_path / name
+    with State(path) as state:
+        state.journal.change(1, SETTINGS, b"", [])
+        for start in (1, 600, 1200):  # a part each
+            state.output.open(str(output))
+            finish(state, range(start, start + 599))
+            state.output.finish()
+            state.output.close()
+    whole = output.read_bytes()
+    for at in (5, len(whole) // 2, len(whole) - 4):
+        edited = bytearray(whole)
+        edited[at] ^= 1
+        output.write_bytes(edited)
+        with (
+            State(path) as state,
+            pytest.raises(MessError, match=r"was changed: bytes \d+ to \d+ aren't what messcli"),
+        ):
+            state.output.open(str(output))
+        assert output.read_bytes() == edited
+    output.write_bytes(whole)
+    with State(path) as state:
+        state.output.open(str(output))
+
+
+def test_state_and_output_can_be_renamed_together(tmp_path: Path) -> None:
+    path, output = tmp_path / "a.state", tmp_path / "a"
+    new_state(path, str(output), range(1, 4))
+    path.rename(tmp_path / "b.state")
+    output.rename(tmp_path / "b")
+    other = tmp_path / "c"
+    other.write_text("x" * (tmp_path / "b").stat().st_size)
+    with State(tmp_path / "b.state") as state:
+        with pytest.raises(StateError, match="knows nothing of"):
+            state.output.open(str(other))
+        state.output.open(str(tmp_path / "b"))
+        finish(state, range(4, 6))
+        state.output.finish()
+    assert len((tmp_path / "b").read_text().splitlines()) == 5
+    assert names(tmp_path) == {"b.state", "b", "c"}
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:x", "file:x?mode=memory"])
+def test_names_that_mean_something_to_sqlite_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_state(Path(name), "out", range(1, 4))
+    assert names(tmp_path) == {name, "out"}
+    with State(Path(name)) as state:
+        assert state.journal.t == 3

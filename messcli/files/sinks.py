@@ -5,18 +5,40 @@ Handles are unbuffered: what `write` returned from is with the operating system,
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
+import random
+import stat
+import time
+import weakref
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from messcli.errors import MessError, UsageError
+from messcli.errors import MessError, StateBusy, UsageError
 from messcli.files.standard import data_output
 
 STDOUT = "-"
+
+
+class Safe(NamedTuple):
+    """What is known to be on disk."""
+
+    size: int  # bytes of the whole output
+    rows: int  # since opening
+    checksum: int  # CRC-32 of the bytes since the sync before
+
+
+class Part(NamedTuple):
+    """A stretch of an output as it was written."""
+
+    begin: int  # bytes
+    end: int
+    checksum: int  # CRC-32
 
 
 class Sink(Protocol):
@@ -26,8 +48,8 @@ class Sink(Protocol):
         """Take the next rows, without their newlines."""
         ...
 
-    def sync(self) -> tuple[int, int]:
-        """Force to disk what can be; return (bytes of the whole output, rows since opening) that are safe."""
+    def sync(self) -> Safe:
+        """Force to disk what can be, and say how much that is."""
         ...
 
     def finish(self) -> None:
@@ -44,15 +66,18 @@ class FileSink:
 
     def __init__(self, handle: RawIOBase) -> None:
         self._handle = handle
-        self._rows = 0
+        self._rows = self._checksum = 0
 
     def write(self, lines: Sequence[str]) -> None:
-        _write_all(self._handle, "".join(f"{line}\n" for line in lines).encode())
+        data = "".join(f"{line}\n" for line in lines).encode()
+        _write_all(self._handle, data)
+        self._checksum = zlib.crc32(data, self._checksum)
         self._rows += len(lines)
 
-    def sync(self) -> tuple[int, int]:
+    def sync(self) -> Safe:
         os.fsync(self._handle.fileno())
-        return self._handle.tell(), self._rows
+        checksum, self._checksum = self._checksum, 0
+        return Safe(self._handle.tell(), self._rows, checksum)
 
     def finish(self) -> None:
         pass
@@ -69,7 +94,7 @@ class GzipSink:
     def __init__(self, handle: RawIOBase) -> None:
         self._handle = handle
         self._pending: list[str] = []
-        self._rows = 0
+        self._rows = self._checksum = 0
 
     def write(self, lines: Sequence[str]) -> None:
         self._pending.extend(lines)
@@ -79,12 +104,15 @@ class GzipSink:
 
     def _write_member(self, lines: list[str]) -> None:
         # No time stamp: the same rows give the same bytes.
-        _write_all(self._handle, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+        data = gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
+        _write_all(self._handle, data)
+        self._checksum = zlib.crc32(data, self._checksum)
         self._rows += len(lines)
 
-    def sync(self) -> tuple[int, int]:
+    def sync(self) -> Safe:
         os.fsync(self._handle.fileno())
-        return self._handle.tell(), self._rows
+        checksum, self._checksum = self._checksum, 0
+        return Safe(self._handle.tell(), self._rows, checksum)
 
     def finish(self) -> None:
         if self._pending:
@@ -101,13 +129,17 @@ class StandardOutput:
     def __init__(self) -> None:
         self._handle = data_output()
         self._rows = 0
+        if _ends_torn(
+            self._handle
+        ):  # a file, and its last writer was killed: the next row isn't the rest of that one
+            _write_all(self._handle, b"\n")
 
     def write(self, lines: Sequence[str]) -> None:
         _write_all(self._handle, "".join(f"{line}\n" for line in lines).encode())
         self._rows += len(lines)
 
-    def sync(self) -> tuple[int, int]:
-        return 0, self._rows
+    def sync(self) -> Safe:
+        return Safe(0, self._rows, 0)
 
     def finish(self) -> None:
         pass
@@ -116,15 +148,17 @@ class StandardOutput:
         pass
 
 
-def open_sink(output: str, keep_bytes: int, *, torn: bool) -> Sink:
+def open_sink(output: str, keep_bytes: int, *, torn: bool, parts: Sequence[Part] = ()) -> Sink:
     """The sink for `output`, cut back to `keep_bytes`; "-" is standard output.
 
     Args:
         keep_bytes: how much of the file is known to be good.
         torn: whether more may follow, as after a crash. A file that was closed and has grown since then
             holds somebody else's work, which is not cut off.
+        parts: what the file held; as many of them are compared as take a second.
 
     Raises:
+        StateBusy: another process is writing it.
         UsageError: it is no regular file.
         MessError: it can't be written, or its length isn't what it must be.
     """
@@ -135,11 +169,11 @@ def open_sink(output: str, keep_bytes: int, *, torn: bool) -> Sink:
         raise UsageError(f"{output}: .zst isn't written. Take .gz, or: -o - | zstd > {output}")
     if path.exists() and not path.is_file():
         raise UsageError(f"{output}: is no regular file. Name a file, or: -o - > {output}")
-    handle = _open_cut(path, keep_bytes, torn=torn)
+    handle = _open_cut(path, keep_bytes, torn=torn, parts=parts)
     return GzipSink(handle) if path.suffix == ".gz" else FileSink(handle)
 
 
-def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
+def _open_cut(path: Path, keep_bytes: int, *, torn: bool, parts: Sequence[Part]) -> RawIOBase:
     elsewhere = "or route anew with another output and another --state"
     try:
         is_new = not path.exists()
@@ -148,7 +182,15 @@ def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
                 f"{path}: {keep_bytes} bytes of finished rows should be here, and the file is gone. "
                 f"Put it back, {elsewhere}"
             )
-        handle: Any = path.open("w+b" if is_new else "r+b", buffering=0)
+        # never truncated on opening: another process may have begun to write it just now
+        handle: Any = os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0
+        )
+        try:
+            _lock(handle, path)
+        except BaseException:
+            handle.close()
+            raise
         try:
             size = handle.seek(0, os.SEEK_END)
             if size < keep_bytes:
@@ -168,6 +210,11 @@ def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
                         f"{path}: was changed: no row ends at byte {keep_bytes}, where one did. "
                         f"Put the file back as it was, {elsewhere}"
                     )
+            if (changed := changed_part(handle, parts)) is not None:
+                raise MessError(
+                    f"{path}: was changed: bytes {changed.begin} to {changed.end} aren't what messcli wrote. "
+                    f"Put the file back as it was, {elsewhere}"
+                )
             if size > keep_bytes:
                 handle.truncate(keep_bytes)
             handle.seek(keep_bytes)
@@ -182,6 +229,67 @@ def _open_cut(path: Path, keep_bytes: int, *, torn: bool) -> RawIOBase:
         ) from None
     opened: RawIOBase = handle
     return opened
+
+
+def _lock(handle: Any, path: Path) -> None:
+    """Hold the file alone, as long as it is open. Raises StateBusy."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateBusy(
+            f"{path}: another process is writing it. Let it end, or name another output and --state"
+        ) from None
+    except OSError:  # a file system without locks: the state's own is what there is
+        return
+    ours = weakref.ref(handle)
+    os.register_at_fork(after_in_child=lambda: _let_go(ours()))
+
+
+def _let_go(handle: Any) -> None:
+    """A forked child has the lock too, and may outlive us."""
+    if handle is not None:
+        handle.close()
+
+
+def _ends_torn(handle: Any) -> bool:
+    """Whether rows would go behind a line without an end."""
+    try:
+        number = handle.fileno()
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            return False
+        appends = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_APPEND
+        end = os.fstat(number).st_size if appends else os.lseek(number, 0, os.SEEK_CUR)
+        if not end:
+            return False
+        with Path(f"/proc/self/fd/{number}").open("rb") as file:  # it is open for writing only
+            file.seek(end - 1)
+            return file.read(1) != b"\n"
+    except (OSError, ValueError):  # no descriptor, or none that can be looked at
+        return False
+
+
+CHECK_SECONDS = 1.0  # at about 1 GB/s
+
+
+def changed_part(file: Any, parts: Sequence[Part], seconds: float = CHECK_SECONDS) -> Part | None:
+    """A part of an open file that isn't as it was written: the last one first, then others by chance, for so long."""
+    until = time.monotonic() + seconds
+    for part in [*parts[-1:], *random.sample(parts[:-1], len(parts[:-1]))]:
+        if _checksum_of(file, part.begin, part.end) != part.checksum:
+            return part
+        if time.monotonic() > until:
+            break
+    return None
+
+
+def _checksum_of(file: Any, begin: int, end: int) -> int:
+    """CRC-32 of the bytes from `begin` to `end` of an open file."""
+    file.seek(begin)
+    checksum, left = 0, end - begin
+    while left and (data := file.read(min(left, 1 << 20))):
+        checksum = zlib.crc32(data, checksum)
+        left -= len(data)
+    return checksum
 
 
 def write_text(path: Path, text: str, option: str) -> None:

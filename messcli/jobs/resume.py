@@ -140,7 +140,10 @@ def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> Non
         state.database.set_meta("signature", known)
     if known is None:
         state.database.set_meta("signature", signature)
-    elif difference := _difference(known, signature):
+    elif (difference := _difference(known, signature)) and state.journal.is_empty:
+        state.journal.start_anew()  # what an earlier run set and never came to use
+        state.database.set_meta("signature", signature)
+    elif difference:
         raise StateError(
             f"{state.name}: was made with {difference[0]}, and this run has {difference[1]}: their decisions "
             "don't mix. Run with what it was made with, or start anew with another --state and output"

@@ -93,6 +93,8 @@ def run_job(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "answers"))
         state = stack.enter_context(State(_state_path(config), wait_seconds=config.keeping.wait_seconds))
+        for note in state.database.notes:
+            tell(f"warning: {note}")
         terms = terms_in_force(
             state,
             replace(config.setup, horizon=config.promise.horizon, audits=audits),

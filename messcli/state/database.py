@@ -7,7 +7,9 @@ is promised.
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -50,6 +52,12 @@ CREATE TABLE outputs (
     synced_bytes INTEGER NOT NULL,
     synced_seq INTEGER NOT NULL,    -- the last row in those bytes; for standard output, the last one printed
     open INTEGER NOT NULL DEFAULT 0 -- 1 while a run writes it, and after a crash: more bytes may follow
+) WITHOUT ROWID;
+
+-- What was written to each file, as it was synced: a later change shows.
+CREATE TABLE parts (
+    output TEXT NOT NULL, begin INTEGER NOT NULL, end INTEGER NOT NULL, checksum INTEGER NOT NULL, -- CRC-32
+    PRIMARY KEY (output, begin)
 ) WITHOUT ROWID;
 
 -- The window that is being worked on: what was decided before any of it ran.
@@ -137,8 +145,16 @@ MIGRATIONS: dict[int, str] = {
     CREATE TABLE answers (
         place INTEGER NOT NULL, model INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (place, model)
     ) WITHOUT ROWID;
+    CREATE TABLE parts (
+        output TEXT NOT NULL, begin INTEGER NOT NULL, end INTEGER NOT NULL, checksum INTEGER NOT NULL,
+        PRIMARY KEY (output, begin)
+    ) WITHOUT ROWID;
     """,
 }
+
+# Rows up to which opening a state checks all of it (a second for 100,000); beyond that it looks at a sample.
+ROWS_CHECKED = 10_000
+ROWS_CHECKED_UNCLEAN = 100_000  # after a run that didn't close it
 
 _HEADER = b"SQLite format 3\0"
 
@@ -158,6 +174,7 @@ class Database:
     def __init__(self, path: Path | None, *, wait_seconds: float = 0.0) -> None:
         self.path = path
         self.name = str(path) if path else "the temporary state"
+        self.notes: list[str] = []  # for the user, of opening it
         self._lock: Lock | None = None
         if path:
             self._lock = Lock(path.with_name(path.name + ".lock"), str(path), wait_seconds)
@@ -170,17 +187,9 @@ class Database:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        is_new = self.path is not None and not self.path.exists()
-        if self.path and not is_new:
-            if not self.path.is_file():
-                raise StateError(f"{self.path}: is no regular file. Name another with --state")
-            with self.path.open("rb") as handle:
-                header = handle.read(len(_HEADER))
-            if header not in (b"", _HEADER):
-                raise StateError(
-                    f"{self.path}: is no messcli state, or a damaged one; it was left as it is. Name another "
-                    "file with --state, or restore this one from a copy"
-                )
+        self.is_new = self.path is None or not self.path.exists()
+        if self.path and not self.is_new:
+            self._examine(self.path)
         # with its folder, so that no name has a meaning of its own to SQLite (":memory:", "file:x")
         db = sqlite3.connect(str(self.path.absolute()) if self.path else "", isolation_level=None)
         try:
@@ -188,24 +197,65 @@ class Database:
         except BaseException:
             db.close()
             raise
-        if self.path and is_new:
+        if self.path and self.is_new:
             sync_folder(self.path)
         return db
+
+    def _examine(self, path: Path) -> None:
+        """Refuse what is no state, or a damaged one, before anything is written."""
+        if not path.is_file():
+            raise StateError(f"{path}: is no regular file. Name another with --state")
+        with path.open("rb") as handle:
+            header = handle.read(len(_HEADER))
+        if header not in (b"", _HEADER):
+            raise StateError(
+                f"{path}: is no messcli state, or a damaged one; it was left as it is. Name another "
+                "file with --state, or restore this one from a copy"
+            )
+        log = path.with_name(path.name + "-wal")
+        unclean = log.exists() and log.stat().st_size > 0
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            application = db.execute("PRAGMA application_id").fetchone()[0]
+            tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if application != APPLICATION_ID and (tables or application or version):
+                raise StateError(
+                    f"{path}: is a database of another program; it was left as it is. "
+                    "Name another file with --state"
+                )
+            if version > SCHEMA_VERSION:
+                raise StateError(
+                    f"{path}: was written by a newer messcli (schema {version}, this one knows "
+                    f"{SCHEMA_VERSION}). Upgrade messcli, or name another file with --state"
+                )
+            if application == APPLICATION_ID:
+                self._check(db, unclean=unclean)
+
+    def _check(self, db: sqlite3.Connection, *, unclean: bool) -> None:
+        """Compare pages, tables and the index of keys: all of a small state, a sample of a large one."""
+        rows = db.execute("SELECT coalesce(max(seq), 0) FROM requests").fetchone()[0]
+        if rows <= (ROWS_CHECKED_UNCLEAN if unclean else ROWS_CHECKED):
+            ((found,),) = db.execute("PRAGMA integrity_check(1)").fetchall()
+            if found != "ok":
+                raise self.damaged(found)
+            return
+        until = time.monotonic() + (1.0 if unclean else 0.1)
+        looked = 0
+        while time.monotonic() < until:
+            seq = rows - looked if looked < min(1000, rows) else random.randint(1, rows)  # noqa: S311  # a sample
+            looked += 1
+            key = db.execute("SELECT key FROM requests WHERE seq = ?", (seq,)).fetchone()
+            if key is None or db.execute("SELECT seq FROM requests WHERE key = ?", key).fetchone() != (seq,):
+                raise self.damaged(f"the index of keys doesn't lead to row {seq}")
+        if unclean:
+            self.notes.append(
+                f"{self.name}: its last run ended unclean; {looked} of its {rows} rows were checked. "
+                f'`sqlite3 {self.name} "PRAGMA integrity_check"` checks all'
+            )
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         application = db.execute("PRAGMA application_id").fetchone()[0]
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != APPLICATION_ID and (tables or application or version):
-            raise StateError(
-                f"{self.path}: is a database of another program; it was left as it is. "
-                "Name another file with --state"
-            )
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"{self.path}: was written by a newer messcli (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}). Upgrade messcli, or name another file with --state"
-            )
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA cache_size = -16000")  # 16 MB, however large the state grows
@@ -317,8 +367,12 @@ class Database:
 
     # ---- ending ----------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
+        """Close it. `discard`: and leave nothing of it behind."""
         self._db.close()
+        if discard and self.path:
+            for end in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
         self._release()
 
     def _release(self) -> None:

@@ -74,6 +74,18 @@ class Journal:
         }
         self.has_window = self.window() is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever answered: what was decided then binds nobody."""
+        return self.next_seq == 1 and not self._database.scalar("SELECT count(*) FROM answers")
+
+    def start_anew(self) -> None:
+        """Forget what was set and decided before anything was answered."""
+        with self._database.transaction() as db:
+            for table in ("meta", "settings", "snapshot", "events", "periods", "accounts", "window"):
+                db.execute(f"DELETE FROM {table}")  # noqa: S608  # no input in it
+        self._period, self.has_window = None, False
+
     # ---- settings and periods --------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from messcli.errors import StateError, UsageError
-from messcli.files.sinks import STDOUT, Sink, open_sink
+from messcli.files.sinks import STDOUT, Part, Sink, changed_part, open_sink
 from messcli.state.database import Database
 
 SYNC_SECONDS = 1.0  # how much finished work a power cut may cost (a crash of the process costs none)
@@ -32,6 +32,8 @@ class Output:
         self._next_seq = next_seq
         self._sink: Sink | None = None
         self._output = self._name = ""
+        self._synced_bytes = 0
+        self._is_new = False  # the file wasn't there before
         self._registered_seq = 0  # the last row before the output's first
         self._marked_open = False  # the state says that the output is being written
         self._unsynced: list[int] = []  # rows of the sink that aren't safe yet
@@ -46,24 +48,49 @@ class Output:
         """
         self._output = output
         self._name = name = self._name_of(output)
-        found = self._database.rows("SELECT synced_bytes, synced_seq, open FROM outputs WHERE path = ?", name)
-        if not found and output != STDOUT and _size(output):
-            raise StateError(
-                f"{output}: has rows that {self._database.name} knows nothing of. Move it away, or give the "
-                "--state that it was written with"
-            )
-        synced_bytes, synced_seq, is_open = found[0] if found else (0, self._next_seq - 1, 0)
+        if output != STDOUT and self._database.path and not self._known(name) and _size(output):
+            self._adopt(output, name)
+        synced_bytes, synced_seq, is_open = self._known(name) or (0, self._next_seq - 1, 0)
         self._registered_seq = synced_seq
         self._marked_open = bool(is_open)
+        self._synced_bytes = synced_bytes
         self._unsynced, self._synced_rows = [], 0
+        self._is_new = output != STDOUT and not Path(output).exists()
         with self._database.faults(output):
-            self._sink = open_sink(output, synced_bytes, torn=bool(is_open))
+            self._sink = open_sink(output, synced_bytes, torn=bool(is_open), parts=self._parts(name))
             missing = self._missing(name, synced_seq)
             while batch := list(islice(missing, 1000)):
                 self._unsynced.extend(seq for seq, _ in batch)
                 self._sink.write([line for _, line in batch])
         if self._unsynced:
             self.sync(durable=True)
+
+    def _known(self, name: str) -> tuple[int, int, int] | None:
+        found = self._database.rows("SELECT synced_bytes, synced_seq, open FROM outputs WHERE path = ?", name)
+        return (found[0][0], found[0][1], found[0][2]) if found else None
+
+    def _parts(self, name: str) -> list[Part]:
+        query = "SELECT begin, end, checksum FROM parts WHERE output = ? ORDER BY begin"
+        return [Part(*row) for row in self._database.rows(query, name)]
+
+    def _adopt(self, output: str, name: str) -> None:
+        """Take a file that the state doesn't know for one of its own under another name, where its bytes say so."""
+        folder = self._database.path.parent if self._database.path else Path()
+        for (known,) in self._database.rows("SELECT path FROM outputs WHERE path <> '-'"):
+            parts = self._parts(known)
+            if (folder / known).exists() or not parts or parts[-1].end > _size(output):
+                continue
+            with Path(output).open("rb") as file:
+                if changed_part(file, parts) is not None:
+                    continue
+            with self._database.transaction() as db:
+                for table, column in (("outputs", "path"), ("rows", "output"), ("parts", "output")):
+                    db.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (name, known))  # noqa: S608  # no input in it
+            return
+        raise StateError(
+            f"{output}: has rows that {self._database.name} knows nothing of. Move it away, or give the "
+            "--state that it was written with"
+        )
 
     def _missing(self, name: str, synced_seq: int) -> Iterator[tuple[int, str]]:
         # Each by the index that serves it: rows of standard output are many, and kept.
@@ -132,7 +159,7 @@ class Output:
         if self._sink is None:
             return
         with self._database.faults(self._output):
-            size, rows = self._sink.sync()
+            size, rows, checksum = self._sink.sync()
         fresh = rows - self._synced_rows
         # with rows held back for a whole gzip member, more is to be written
         closes = ended and self._marked_open and fresh == len(self._unsynced) and self._is_file
@@ -143,6 +170,9 @@ class Output:
                     "UPDATE outputs SET synced_bytes = ?, synced_seq = ? WHERE path = ?",
                     (size, last, self._name),
                 )
+                if self._is_file and self._database.path:
+                    part = (self._name, self._synced_bytes, size, checksum)
+                    db.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", part)
                 if self._is_file:
                     db.execute(
                         "DELETE FROM rows WHERE output = ? AND output <> '-' AND seq <= ?", (self._name, last)
@@ -151,6 +181,8 @@ class Output:
                 db.execute("UPDATE outputs SET open = 0 WHERE path = ?", (self._name,))
         if closes:
             self._marked_open = False
+        if fresh:
+            self._synced_bytes = size
         del self._unsynced[:fresh]
         self._synced_rows = rows
         if durable:
@@ -182,8 +214,11 @@ class Output:
         folder = self._database.path.parent
         return [(str(folder / name), count) for name, count in rows if name != self._name]
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
+        """Let go of it. `discard`: and leave nothing behind of a file that holds nothing."""
         if self._sink:
+            if discard and self._is_new and not _size(self._output):
+                Path(self._output).unlink(missing_ok=True)
             self._sink.close()
             self._sink = None
 

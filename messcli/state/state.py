@@ -63,15 +63,17 @@ class State:
         """Whether the next commit should carry a snapshot."""
         return self.is_kept and self.journal.wants_snapshot
 
-    def close(self) -> None:
-        self.output.close()
-        self.database.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Close it. One that was made just now, and in which nothing was decided before it failed, leaves no trace."""
+        discard = failed and self.database.is_new and self.journal.is_empty
+        self.output.close(discard=discard)
+        self.database.close(discard=discard)
 
     def __enter__(self) -> State:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 def print_rows(path: Path, output: str, *, wait_seconds: float = 0.0) -> None:
