@@ -251,7 +251,7 @@ def test_a_failed_request_stops_the_run_when_asked_to(job: Job) -> None:
     lines = requests(30)
     job.write([*lines[:20], {"id": "bad", "prompt": "this one fails"}, *lines[20:]])
     ended = job.route("--on-error", "stop", status=1)
-    assert error_of(ended) == "Error: in.jsonl:21: this one fails"
+    assert error_of(ended) == "Error: in.jsonl:21: 'bad': this one fails"
     assert len(job.rows()) == 16  # whole windows; the next run tries it again
     job.route(status=4)
     assert len(job.rows()) == 31

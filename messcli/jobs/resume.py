@@ -212,7 +212,7 @@ def resume(
     if before is None or forgotten or before["period"] != terms.period:
         rows = state.journal.accounts(terms.period)
         if before is not None:
-            keep_means(state, controller, before["period"])
+            keep_means(state, controller, before.get("period", ""))
         means = (state.database.meta(_MEANS) or {}).get(terms.period, {})
         controller.open_period(
             {row[1]: _account(row, terms.alphas, means.get(row[1])) for row in rows if row[1] in terms.alphas}
