@@ -10,8 +10,11 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -529,3 +532,43 @@ def test_killed_with_real_models(tmp_path: Path) -> None:
     assert last.returncode in DONE
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     print({"kills": kills, "finished and compared": 1})
+
+
+def test_a_window_closes_with_what_has_come_on_a_slow_pipe(server: Server, tmp_path: Path) -> None:
+    write_job(tmp_path, requests(9))
+    lines = (tmp_path / "in.jsonl").read_bytes().splitlines(keepends=True)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    args = ["route", "-", "-o", "out.jsonl", *WIDE, "--linger", "0.3"]
+    try:
+        server.start(args, tmp_path, stdin=str(pipe), environment={"TOY_SECONDS": "0.2"})
+        output = tmp_path / "out.jsonl"
+        for at in (0, 3):
+            os.write(writer, b"".join(lines[at : at + 3]))
+            deadline = time.monotonic() + 20
+            while not output.exists() or output.read_bytes().count(b"\n") < at + 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        os.write(writer, b"".join(lines[6:]))
+    finally:
+        os.close(writer)
+    ended = server.answer()
+    assert ended.status == 0, ended.stderr
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [f"r{n}" for n in range(9)]
+    # one that is killed in a window that closed early takes up these lines, whatever has come since
+    for name in ("out.jsonl", "out.jsonl.state"):
+        (tmp_path / name).unlink()
+    writer = os.open(pipe, os.O_RDWR)
+    try:
+        server.start(args, tmp_path, stdin=str(pipe), kill_after=2.5, environment={"TOY_SECONDS": "30"})
+        os.write(writer, b"".join(lines[:3]))
+        assert server.answer().status == -signal.SIGKILL
+    finally:
+        os.close(writer)
+    with closing(sqlite3.connect(tmp_path / "out.jsonl.state")) as db:
+        assert db.execute("SELECT lines, finished FROM window").fetchall() == [(3, 0)]
+    ended = server.run(args, tmp_path, stdin=str(tmp_path / "in.jsonl"))
+    assert ended.status == 0, ended.stderr
+    assert "going on in a window of which 3 lines aren't finished" in ended.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 9

@@ -59,7 +59,7 @@ def main() -> None:
 @main.command(
     short_help="Route a file of prompts: the main job.",
     groups=[READING.only("format").also(OUTPUT), PROMISE, RUNNING, KEEPING, PAPER,
-            READING.only("prompt", "reference", "id", "plan_field", "limit", "on_error"), WRITING],
+            READING.only("prompt", "reference", "id", "plan_field", "limit", "linger", "on_error"), WRITING],
     common=["output", "zoo", "alpha", "metric", "format", "window", "limit", "state", "meter", "check_sla", "quiet"],
 )  # fmt: skip
 @click.argument("input", metavar="INPUT")

@@ -198,6 +198,13 @@ READING = Group(
             "--limit", type=click.IntRange(0, MOST), metavar="N", help="Only the first N lines of the input."
         ),
         option(
+            "--linger",
+            type=SECONDS,
+            metavar="SECONDS",
+            help="On a pipe that is slower than the models: close a window so long after its first line, with what has "
+            "come. Without: a window waits until it is full.",
+        ),
+        option(
             "--on-error",
             type=click.Choice(["skip", "stop"]),
             default="skip",

@@ -87,6 +87,9 @@ class Reading:
     format: str | None = None  # the dialect; None: guessed from the first line
     limit: int | None = None  # lines
     on_error: str = "skip"
+    linger: float | None = (
+        None  # seconds from a window's first line, after which it closes with what has come
+    )
     fields: InputFields = field(default_factory=InputFields)
 
 

@@ -5,8 +5,10 @@ Knows the input and what the state has finished of it; nothing of models or deci
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from queue import Empty, Queue
 
 from messcli.errors import InputError, MessError
 from messcli.records import Rejected
@@ -14,6 +16,39 @@ from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Line
 from messcli.signals import Stop
 from messcli.state.journal import Journal
+
+PAUSE_SECONDS = 0.05  # without a line, after which `patiently` says so
+_READ_AHEAD = 50_000  # lines that wait while models answer: more than the largest window
+
+
+def patiently(lines: Iterator[Line]) -> Iterator[Line | None]:
+    """The lines as they come, read in a thread; None where none came for a moment.
+
+    Raises what reading them raises.
+    """
+    queue: Queue[Line | BaseException | None] = Queue(_READ_AHEAD)
+
+    def read() -> None:
+        try:
+            for line in lines:
+                queue.put(line)
+        except BaseException as error:  # raised in the thread that takes the lines
+            queue.put(error)
+        else:
+            queue.put(None)
+
+    threading.Thread(target=read, name="messcli-reader", daemon=True).start()
+    while True:
+        try:
+            line = queue.get(timeout=PAUSE_SECONDS)
+        except Empty:
+            yield None
+            continue
+        if line is None:
+            return
+        if isinstance(line, BaseException):
+            raise line
+        yield line
 
 
 class Feed:

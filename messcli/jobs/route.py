@@ -20,7 +20,7 @@ from messcli.files.dialects import load_dialect
 from messcli.files.requests import count_lines, open_input, read_requests
 from messcli.files.sinks import STDOUT
 from messcli.jobs.config import LOCAL, RouteConfig, Writing
-from messcli.jobs.feed import Feed
+from messcli.jobs.feed import Feed, patiently
 from messcli.jobs.fleet import LazyLive
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
 from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
@@ -112,8 +112,10 @@ def run_job(
         total = count() if on_progress else None
         handle = stack.enter_context(open_input(config.input))
         lines = read_requests(handle, config.input, config.reading.fields, config.reading.format, tell)
+        if audits is not None:
+            lines = without_references(lines)
         feed = Feed(
-            lines if audits is None else without_references(lines),
+            lines if config.reading.linger is None else patiently(lines),
             limit=config.reading.limit,
             plan=config.promise.plan,
             alphas=alphas,
@@ -139,6 +141,7 @@ def run_job(
             stop=stop,
             tell=tell,
             look=look,
+            linger=math.inf if config.reading.linger is None else config.reading.linger,
         )
 
         def on_chunk() -> None:

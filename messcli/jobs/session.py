@@ -113,6 +113,7 @@ class Session:
     stop: Stop
     tell: Callable[[str], None]
     look: Look | None = None
+    linger: float = math.inf  # seconds from a window's first line, after which it closes with what has come
 
     def run(
         self,
@@ -120,7 +121,6 @@ class Session:
         *,
         left: Callable[[], int | None],
         unfinished: Unfinished | None,
-        linger: float = math.inf,
     ) -> bool:
         """Work until the input ends or a signal came. Everything that is finished is committed.
 
@@ -135,7 +135,7 @@ class Session:
             self.source,
             left=left,
             unfinished=unfinished,
-            linger=linger,
+            linger=self.linger,
             look=self.look,
         )
         ended = False
@@ -183,7 +183,7 @@ class Session:
                 overhead[meter] = overhead.get(meter, 0.0) + joules
             (*_, last) = opened
             one_stage = last.decision is None or not last.decision.larger
-            if len(opened) == 1 and one_stage and not journal.has_window:
+            if len(opened) == 1 and one_stage and not journal.has_window and self.linger == math.inf:
                 opened = None  # of one line nothing can be ahead: it is finished or it isn't
         done = [self._done(line) for line in chunk.lines]
         for line in chunk.lines:
