@@ -57,7 +57,7 @@ class Price:
     nearly: float = 0.98
     """Part of the accuracy that can be bought beyond which a price buys the estimates' noise. Raised: full effort
     costs more."""
-    miss: float = 8.0
+    miss: float = 4.0
     """A unit of accuracy that decides whether alpha is kept, in units of full effort's price. Raised: alpha is kept
     more often, for more joules (docs/evidence/routing.md#what-each-idea-is-worth)."""
     pivotal: float = 1.0
