@@ -700,6 +700,32 @@ def test_a_run_that_failed_before_any_answer_does_not_bind_the_mended_one(job: J
     assert "don't mix" in error_of(job.route(status=1))
 
 
+def test_a_window_is_taken_up_with_what_the_input_still_has(job: Job) -> None:
+    lines = requests(70)
+    job.write(lines)
+    log = {"TOY_LOG": str(job.folder / "asked")}
+    job.route("--window", "4096", status=9, environment={"TOY_CRASH": "exit:17", "TOY_SECONDS": "0.1", **log})
+    assert job.query("SELECT lines, finished FROM window") == [(70, 0)]
+    ((ahead,),) = job.query("SELECT count(*) FROM answers")
+    assert (
+        ahead >= 40
+    )  # by the small model, which has its turn first; those of the last second may be missing
+    ended = job.route("--window", "4096", "--limit", "0")
+    assert job.query("SELECT lines, finished FROM window") == [(70, 0)]  # it waits
+    asked = (job.folder / "asked").read_text().splitlines()
+    job.write([{"id": "new", "prompt": "a line that came later", "reference": "x"}, *lines[:5], *lines[6:]])
+    ended = job.route("--window", "4096", environment=log)
+    assert "going on in a window of which 70 lines aren't finished" in ended.stderr
+    assert [row["id"] for row in job.rows()] == [*(f"r{n}" for n in range(70) if n != 5), "new"]
+    again = (job.folder / "asked").read_text().splitlines()[len(asked) :]
+    small = {line for line in again if line.startswith("small")}
+    assert small <= {f"small r{n}" for n in range(40, 70)} | {"small new"}
+    assert job.query("SELECT count(*) FROM answers") == [(0,)]
+    job.write([*lines, {"id": "new", "prompt": "a line that came later", "reference": "x"}])
+    job.route("--window", "4096")
+    assert len(job.rows()) == 71
+
+
 def test_rows_go_behind_a_torn_line_on_a_line_of_their_own(job: Job) -> None:
     job.write(requests(8))
     torn, whole = job.folder / "torn", job.folder / "whole"

@@ -181,8 +181,7 @@ class Session:
         if opened is not None:
             for meter, joules in journal.running().items():
                 overhead[meter] = overhead.get(meter, 0.0) + joules
-            (*_, last) = opened
-            one_stage = last.decision is None or not last.decision.larger
+            one_stage = all(item.decision is None or not item.decision.larger for item in opened[:1])
             if len(opened) == 1 and one_stage and not journal.has_window and self.linger == math.inf:
                 opened = None  # of one line nothing can be ahead: it is finished or it isn't
         done = [self._done(line) for line in chunk.lines]

@@ -122,6 +122,10 @@ def chunks(
     iterator = iter(lines)
     if unfinished is not None:
         planned, others = _taken_up(iterator, unfinished)
+        if (
+            not planned and not others
+        ):  # the input has nothing to do: the window waits for one that has its lines
+            return
         iterator = chain(others, iterator)
         answers = [
             (place, m, outcome)
