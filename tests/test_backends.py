@@ -190,13 +190,13 @@ def test_a_cancelled_stream_ends_at_the_next_token_and_answers_nothing_more(conf
     groups = conforming.stream(many)
     next(groups)
     started = threading.Event()
-    real = conforming._run
+    real = conforming.run
 
     def slow(*args: Any) -> Any:
         started.set()
         return real(*args)
 
-    conforming._run = slow
+    conforming.run = slow
     rest: list[Any] = []
     thread = threading.Thread(target=lambda: rest.extend(groups))
     try:
@@ -206,7 +206,7 @@ def test_a_cancelled_stream_ends_at_the_next_token_and_answers_nothing_more(conf
         thread.join(10)
         assert not thread.is_alive()
     finally:
-        del conforming._run
+        del conforming.run
     assert sum(len(group.finished) for group in rest) < 36
     assert len(streamed(conforming, many)[0]) == len(many)  # and it can be asked again
 

@@ -188,10 +188,10 @@ def test_rapl_reads_often_enough_to_see_every_wrap(tmp_path: Path) -> None:
     # 20 J of range at 2000 W is one reading every 10 ms, without anyone calling read()
     package = domain(tmp_path, "intel-rapl:0", "package-0", 0, range_uj=20_000_000)
     with contextlib.closing(RaplCounter(tmp_path)) as counter:
-        before = counter._microjoules
+        before = counter.seen_joules
         add_uj(package, 15_000_000)
         deadline = time.monotonic() + 5
-        while counter._microjoules == before and time.monotonic() < deadline:
+        while counter.seen_joules == before and time.monotonic() < deadline:
             time.sleep(0.005)
         add_uj(package, 15_000_000)
         assert counter.read() == 30.0

@@ -44,6 +44,31 @@ def expected() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
+def private_names(path: Path) -> list[str]:
+    """Attributes with a leading underscore that a test file uses of objects that aren't of its own classes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {
+        n.attr
+        for n in nodes
+        if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") in ("self", "cls")
+    }
+    return [
+        f"{path.name}:{node.lineno}: {node.attr}"
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and re.match("_[a-z]", node.attr)
+        and node.attr not in own
+        and getattr(node.value, "id", "") not in ("self", "cls", "os", "sys")
+    ]
+
+
+def test_tests_reach_through_public_names() -> None:
+    found = [name for path in sorted((ROOT / "tests").glob("*.py")) for name in private_names(path)]
+    assert len(found) < 5, found
+
+
 def test_the_verbs_of_the_justfile_are_there() -> None:
     just = shutil.which("just") or shutil.which("just", path=Path(sys.executable).parent)
     if just is None:

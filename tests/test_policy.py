@@ -311,8 +311,8 @@ def test_models_asked_beside_the_served_one_take_the_share_that_is_said():
 @pytest.mark.parametrize("window", [1, None])
 def test_alpha_is_kept_on_a_made_zoo(rows, window):
     requests, source = table(rows)
-    best = np.mean([source._outcomes[r.id]["large"].accuracy for r in requests])
-    cheapest = np.mean([source._outcomes[r.id]["small"].accuracy for r in requests])
+    best = np.mean([source.outcomes[r.id]["large"].accuracy for r in requests])
+    cheapest = np.mean([source.outcomes[r.id]["small"].accuracy for r in requests])
     for part in (0.2, 0.8):
         alpha = cheapest + part * (best - cheapest)
         control = controller(Auto(rows), "ridge", alphas={DEFAULT_PLAN: alpha}, window=window)

@@ -209,18 +209,18 @@ def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before():
     """What was learnt before the fits is learnt anew in the space of the last one."""
     rows = samples(300)
     learnt = create_predictor("ridge", MODELS)
-    learnt._lessons = Lessons(MODELS, fits=(32, 128))
+    learnt.lessons = Lessons(MODELS, fits=(32, 128))
     taught(learnt, rows)
     known = create_predictor("ridge", MODELS)
-    known._lessons = Lessons(MODELS, fits=())
-    known._space.fit([text for text, _ in rows[:128]])
+    known.lessons = Lessons(MODELS, fits=())
+    known.space.fit([text for text, _ in rows[:128]])
     taught(known, rows)
     for one in (learnt, known):
-        one._solve()  # the one has solved at other times: after its fits
+        one.solve()  # the one has solved at other times: after its fits
     estimates = [[one.predict_one(one.encode(text)) for text, _ in samples(20, 1)] for one in (learnt, known)]
     np.testing.assert_allclose(*estimates, atol=0.02)
     np.testing.assert_allclose(learnt.samples, known.samples)
-    assert not learnt._lessons._texts
+    assert not learnt.lessons.open  # the texts are let go with the last fit
 
 
 # ---- linear: equation 4 ---------------------------------------------------------------------------

@@ -108,6 +108,12 @@ class RaplCounter:
             self._fell = next((name for name, gain in gains_uj if gain > most_uj), self._fell)
             self._microjoules += sum(gain for _, gain in gains_uj if gain <= most_uj)
 
+    @property
+    def seen_joules(self) -> float:
+        """What `read` would say if the counters stood still since the last beat."""
+        with self._lock:
+            return self._microjoules / 1e6
+
     def warnings(self) -> list[str]:
         return []
 

@@ -135,7 +135,7 @@ class TransformersBackend(InBatches):
         config = copy.deepcopy(self._generation_config)
         config.update(min_new_tokens=1, max_new_tokens=1)
         self._model.generation_config = config
-        self._run([array("i", [0])], Request("warm-up", ""), config)
+        self.run([array("i", [0])], Request("warm-up", ""), config)
         self._synchronize()
 
     def unload(self) -> None:
@@ -339,7 +339,7 @@ class TransformersBackend(InBatches):
             chunks = [list(prompts)] if prompts else []
         while chunks:
             chunk = chunks.pop(0)
-            rows = self._run([prompts[index] for index in chunk], requests[chunk[0]])
+            rows = self.run([prompts[index] for index in chunk], requests[chunk[0]])
             if self._cancelled.is_set():
                 return answers
             if rows is not None:
@@ -389,7 +389,7 @@ class TransformersBackend(InBatches):
         size = 1 if config.do_sample else batch_size
         for start in range(0, batch_size, size):
             request = Request(f"calibration {start}", "")
-            rows = self._run(prompts[start : start + size], request, config)
+            rows = self.run(prompts[start : start + size], request, config)
             if rows is None:
                 _free_memory()
                 raise self.checkpoint.error(
@@ -409,7 +409,7 @@ class TransformersBackend(InBatches):
             if device.startswith("cuda"):
                 torch.cuda.synchronize(device)
 
-    def _run(
+    def run(
         self, prompts: Sequence[array[int]], first: Request, config: Any = None
     ) -> list[tuple[list[int], list[float]]] | None:
         """Generated token ids and their log-probabilities per prompt, padding included; None: memory ran out.

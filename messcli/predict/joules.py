@@ -78,7 +78,7 @@ class JoulesPredictor(Regression):
             per_feature = np.array(prior.joules_per_character) * CHARACTERS
             self._line = np.vstack([prior.joules, per_feature])
         if self.samples.all() or (self._expected is not None and self.samples.any()):
-            self._solve()
+            self.solve()
             return
         self._start_from_prior()
         self.version = self.version + 1 if prior is not None or self._expected is not None else 0
@@ -103,7 +103,7 @@ class JoulesPredictor(Regression):
     def _bounded(self, linear: Array) -> Array:
         return np.maximum(linear, self._floor)
 
-    def _solve(self) -> None:
+    def solve(self) -> None:
         centred = self._evidence.centred()
         # The line of the calibration, raised or lowered to what is read; the regression learns what departs from it.
         expected = self._line[0] + self._line[1] * centred.mean_x[:, LENGTH]

@@ -129,8 +129,8 @@ class Regression(ABC):
     def __init__(self, models: int, first: float) -> None:
         self._models = models
         self._first = first  # samples to solve on at first
-        self._space = LatentSpace()
-        self._lessons = Lessons(models)
+        self.space = LatentSpace()
+        self.lessons = Lessons(models)
         self._expected: tuning.Levels | None = None  # what is said of models that aren't observed
         self.version = 0
         self._begin()
@@ -142,23 +142,23 @@ class Regression(ABC):
         self._solve_at = self._first  # samples of all models at which the weights are solved for
 
     def encode(self, text: str) -> Placed:
-        return self._space.encode(text)
+        return self.space.encode(text)
 
     def encode_many(self, texts: Sequence[str]) -> Sequence[Placed]:
-        return self._space.encode.many(texts)
+        return self.space.encode.many(texts)
 
     def learn_one(self, features: Placed, observed: Array) -> None:
         """Take in what was observed of each model; NaN where nothing was."""
-        if not (self._lessons.open and self._lessons.add(features.text, observed.copy())):
+        if not (self.lessons.open and self.lessons.add(features.text, observed.copy())):
             self._learn(features.at, observed)
             return
         # Learn every lesson again in the new space: the result is that of having known it from the start.
-        lessons = self._lessons.fit(self._space)
+        lessons = self.lessons.fit(self.space)
         self._begin()
         for placed, (_, values) in zip(self.encode_many([t for t, _ in lessons]), lessons, strict=True):
             self._learn(placed.at, values)
         if self._known:
-            self._solve()
+            self.solve()
 
     @property
     def _known(self) -> bool:
@@ -168,10 +168,10 @@ class Regression(ABC):
     def _learn(self, at: Array, observed: Array) -> None:
         self._evidence.add(at, observed)
         if self._due():
-            self._solve()
+            self.solve()
 
     @abstractmethod
-    def _solve(self) -> None:
+    def solve(self) -> None:
         """Weights from the evidence."""
 
     @property
@@ -205,8 +205,8 @@ class Regression(ABC):
             values={"version": self.version, "solve_at": self._solve_at},
             parts={
                 "evidence": self._evidence.state(),
-                "space": self._space.state(),
-                "lessons": self._lessons.state(),
+                "space": self.space.state(),
+                "lessons": self.lessons.state(),
             },
         )
 
@@ -215,8 +215,8 @@ class Regression(ABC):
         self._weights = part.arrays["weights"].copy()
         self.version, self._solve_at = part.values["version"], part.values["solve_at"]
         self._evidence.load(part.parts["evidence"])
-        self._space.load(part.parts["space"])
-        self._lessons.load(part.parts["lessons"])
+        self.space.load(part.parts["space"])
+        self.lessons.load(part.parts["lessons"])
 
 
 def in_rows(array: Array) -> Array:

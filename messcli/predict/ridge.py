@@ -67,7 +67,7 @@ class RidgePredictor(Regression):
             self._losses += np.nansum(errors**2, axis=1)
         super()._learn(at, observed)
 
-    def _solve(self) -> None:
+    def solve(self) -> None:
         tuning, centred, prior = self._tuning, self._evidence.centred(), self._levels
         weights = candidate_weights(centred.gram, centred.cross, tuning) * centred.scale
         # Levels are compared at the same place: each model's mean, moved there along the regression.
