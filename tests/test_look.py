@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import zlib
 
+import fake_models
 import numpy as np
 import pytest
 
-from messcli.errors import OutcomesError, StateError
+from messcli.errors import ModelError, OutcomesError, StateError
+from messcli.jobs.config import RouteConfig
+from messcli.jobs.route import route
 from messcli.predict.answer import AnswerPredictor, Look
-from messcli.records import Check, Outcome, Request
+from messcli.records import Check, Generation, Outcome, Request
 from messcli.routing.controller import Event
 from messcli.routing.look import escalate, options
 from messcli.routing.loop import Unfinished, chunks
@@ -327,3 +331,73 @@ def test_what_is_no_confidence_is_refused(tmp_path, wrong):
     path.write_text(json.dumps({"id": 1, "prompt": "p", "models": models}) + "\n")
     with pytest.raises(OutcomesError, match=r'model "small": "(confidence|checks)"'):
         read_table(str(path))
+
+
+# ---- route ---------------------------------------------------------------------------------------
+
+
+def _told(self, request):
+    """Of two prompts that look alike a model knows one, and its tokens are likely then."""
+    known = {"small": 4, "medium": 6, "large": 9}[self.spec.name]
+    right = zlib.crc32(request.prompt.encode()) % 10 < known
+    confidence = {"mean": -0.1 if right else -2.0, "tokens": 2.0}
+    return Generation(request.prompt if right else "?", 2, 2, finish="stop", confidence=confidence)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A job of 150 requests: (how it is routed to a file, its rows)."""
+    monkeypatch.setattr(fake_models.FakeBackend, "_generation", _told)
+    zoo = fake_models.write_zoo(tmp_path, monkeypatch, alpha=0.75)
+    prompts = [f"word{n} text" for n in range(150)]
+    rows = [{"id": f"r{n}", "prompt": prompt, "reference": prompt} for n, prompt in enumerate(prompts)]
+    meter = fake_models.write_joules(tmp_path, rows)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def routed(name, **options):
+        options = {"zoo": str(zoo), "meter": meter, "window": 16, "predictor": "mean", **options}
+        return route(RouteConfig.of(str(tmp_path / "in.jsonl"), str(tmp_path / name), **options))
+
+    return routed, lambda name: [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+
+def test_rows_and_summary_say_what_a_look_brought(job):
+    routed, rows_of = job
+    summary = routed("out.jsonl")
+    rows = rows_of("out.jsonl")
+    looked = [row for row in rows if "asked" in row]
+    escalated = [row for row in looked if len(row["asked"]) == 2]
+    assert escalated
+    assert len(escalated) < len(looked)
+    for row in looked:
+        assert row["model"] == row["asked"][-1]
+        assert row["confidence"] == pytest.approx(math.exp(-0.1 if row["accuracy"] else -2.0))
+        cost = {"small": 2, "medium": 6, "large": 18}
+        assert row["billed_joules"] == sum(cost[name] for name in row["asked"])
+    assert summary.looks.answers == len(looked)
+    assert summary.looks.escalated == len(escalated)
+    (line,) = [line for line in summary.text() if line.startswith("second look")]
+    assert f"{len(looked)} answers looked at, {len(escalated)} put to a larger model" in line
+    assert sum(row["billed_joules"] for row in rows) == pytest.approx(summary.billed_joules)
+
+
+def test_no_look_serves_answers_as_they_are(job):
+    routed, rows_of = job
+    summary = routed("out.jsonl", no_look=True)
+    assert not any("asked" in row or "confidence" in row for row in rows_of("out.jsonl"))
+    assert not any(line.startswith("second look") for line in summary.text())
+
+
+def test_a_route_that_is_cut_off_anywhere_goes_on_to_the_same_rows(job, monkeypatch):
+    routed, rows_of = job
+    routed("whole.jsonl")
+    calls = fake_models.FakeBackend.calls
+    for broken in range(calls // 2, calls, 5):
+        name = f"cut{broken}.jsonl"
+        monkeypatch.setattr(fake_models.FakeBackend, "calls", 0)
+        monkeypatch.setattr(fake_models.FakeBackend, "fail_after", broken)
+        with pytest.raises(ModelError):
+            routed(name)
+        monkeypatch.setattr(fake_models.FakeBackend, "fail_after", None)
+        routed(name)
+        assert rows_of(name) == rows_of("whole.jsonl")
