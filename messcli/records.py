@@ -118,6 +118,8 @@ class Outcome:
     unscored: str | None = None  # why the metric gave no accuracy; the answer itself stands
     confidence: Mapping[str, float] | None = None  # as of `Generation`; a recorded one may hold `mean` alone
     checks: Mapping[str, Check] | None = None  # by the larger model's name: what it says, or would say
+    judged_joules: float = 0.0  # of judging this answer, not in `joules`
+    judge_meter: str | None = None  # that read them; None: it wasn't judged
 
     def dumps(self) -> bytes:
         """As JSON. Floats come back exactly."""

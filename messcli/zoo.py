@@ -187,6 +187,18 @@ _OPTIONS: dict[str, type[TransformersOptions | VllmOptions | ServerOptions | Pac
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeSpec:
+    """A model that scores answers: `[judge]`."""
+
+    model: ModelSpec
+    template: str | None = None  # None: that of `messcli.models.judge`
+    scale: tuple[int, int] = (1, 5)  # the worst and the best score
+    twice: float = (
+        0.05  # the part of its judgements that is asked for again, to see whether it agrees with itself
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Zoo:
     """The models, smallest to largest, and what the zoo file promises."""
 
@@ -197,6 +209,7 @@ class Zoo:
     against: str | None = None  # what answers are compared with: "references" (None) or "largest"
     plans: Mapping[str, float] = field(default_factory=dict)  # plan name -> its own alpha
     energy: Mapping[str, Any] = field(default_factory=dict)  # what [energy] says of meters
+    judge: JudgeSpec | None = None  # of `metric = "judge"`
     description: str | None = None
     path: Path | None = None  # the file it was read from
     found: bool = False  # it lay in the working folder, and nobody named it: it may be a stranger's
@@ -347,7 +360,13 @@ _ENERGY_FIELDS: dict[str, Callable[[object], Any]] = {
     "command": values.command,
     "command_seconds": values.positive("a number of seconds above 0"),
 }
-_TOP_LEVEL = ("sla", "models", "plans", "energy", "description")
+_JUDGE_FIELDS: dict[str, Callable[[object], Any]] = {
+    "model": values.table,
+    "template": values.string,
+    "scale": values.scale,
+    "twice": values.alpha,
+}
+_TOP_LEVEL = ("sla", "models", "plans", "energy", "judge", "description")
 
 
 def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
@@ -389,6 +408,7 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
             name: _checked(values.alpha, alpha, f"{file}: [plans]: {name}") for name, alpha in plans.items()
         },
         energy=_fields(document.get("energy", {}), _ENERGY_FIELDS, f"{file}: [energy]"),
+        judge=_judge(document["judge"], file) if "judge" in document else None,
         description=description,
         path=file,
     )
@@ -429,6 +449,13 @@ def _with_memory_shares(models: list[ModelSpec]) -> list[ModelSpec]:
         return replace(model, options=replace(own, memory_share=left))
 
     return [shared(model) for model in models]
+
+
+def _judge(table: object, file: Path) -> JudgeSpec:
+    fields = _fields(table, _JUDGE_FIELDS, f"{file}: [judge]")
+    if "model" not in fields:
+        raise ZooError(f"{file}: [judge]: no model. Add a table [judge.model] with name and path")
+    return JudgeSpec(**{**fields, "model": _model({"max_new_tokens": 8, **fields["model"]}, 0, file)})
 
 
 def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:

@@ -64,6 +64,16 @@ def alpha(value: object) -> float:
     return float(value)
 
 
+def scale(value: object) -> tuple[int, int]:
+    """The worst and the best score of a judge."""
+    whole = isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
+    if not whole or not 0 <= value[0] < value[1] <= 9:  # type: ignore[index]  # it is a list
+        raise BadValue(
+            f"must be two whole numbers from 0 to 9, the worst and the best score, such as [1, 5]; not {shown(value)}"
+        )
+    return value[0], value[1]  # type: ignore[index]
+
+
 def against(value: object) -> str:
     if value not in ("references", "largest"):
         raise BadValue(f'must be "references" or "largest", not {shown(value)}')

@@ -14,9 +14,10 @@ from messcli.errors import MeterError, UsageError, ZooError
 from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create
+from messcli.models.judge import Judge, Scale
 from messcli.models.live import Live
 from messcli.records import Answer, Asked, Request
-from messcli.zoo import ModelSpec, ServerOptions, Zoo
+from messcli.zoo import JudgeSpec, ModelSpec, ServerOptions, Zoo
 
 
 def open_live(
@@ -26,6 +27,7 @@ def open_live(
     tell: Callable[[str], None],
     weights: Mapping[str, Weight] | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    judge: JudgeSpec | None = None,
 ) -> Live:
     """The zoo's models as a source of outcomes; nothing is loaded yet.
 
@@ -33,13 +35,16 @@ def open_live(
         tell: takes lines for the user.
         weights: how joules are split over the requests that ran together, by model.
         stopping: whether the run was told to stop.
+        judge: one more model, after those of the zoo.
 
     Raises:
         MeterError: a device that nothing meters.
         ZooError: a model elsewhere whose joules nobody knows.
         UsageError: options that contradict each other.
     """
-    backends = _backends(running, zoo, tell)
+    backends = list(_backends(running, zoo, tell))
+    if judge is not None:
+        backends.append(Judge(_backend(judge.model, zoo, running), Scale(*judge.scale)))
     own = [backend for backend in backends if not isinstance(backend, SelfMetered)]
     devices = dict.fromkeys(device for backend in own for device in backend.devices)
     if own and running.meter == AUTO:
@@ -70,10 +75,12 @@ class LazyLive:
         calibration: Calibration | None,
         tell: Callable[[str], None],
         stopping: Callable[[], bool],
+        judge: JudgeSpec | None = None,
     ) -> None:
         self.names = zoo.names
         self.checkers: Mapping[int, int] = {}
         self._stopping = stopping
+        self._judge = judge
         self._running = running
         self._calibration = calibration
         self._zoo = zoo
@@ -87,7 +94,7 @@ class LazyLive:
             calibration = self._calibration
             weights = {} if calibration is None else calibration.weights()
             self._live = open_live(
-                self._running, self._zoo, self._metric, self._tell, weights, self._stopping
+                self._running, self._zoo, self._metric, self._tell, weights, self._stopping, self._judge
             )
             self._tell(
                 "energy: not calibrated: E_m(t) is learnt from what is read (`messcli calibrate` gives it a start)"
@@ -98,7 +105,10 @@ class LazyLive:
         return self._live
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
-        return self.open().allowed(requests) if requests else []
+        if not requests:
+            return []
+        zoo = range(len(self.names))  # a judge is none of it
+        return [tuple(m for m in models if m in zoo) for models in self.open().allowed(requests)]
 
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         return self.open().answers(asked)

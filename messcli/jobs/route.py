@@ -25,14 +25,22 @@ from messcli.jobs.fleet import LazyLive
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
 from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
 from messcli.jobs.summary import Progress, Summary, Tally
-from messcli.jobs.truth import REFERENCES, Agreement, agreement_metric, without_references
+from messcli.jobs.truth import (
+    REFERENCES,
+    Agreement,
+    Judging,
+    agreement_metric,
+    judge_metric,
+    without_references,
+)
 from messcli.jobs.truth import audits as audits_of
 from messcli.jobs.watch import Watched
 from messcli.metrics import AUTO, DEFAULT_METRIC, load_metric
 from messcli.metrics.reasoning import split_reasoning
 from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, rejected_row, row_of
+from messcli.routing.audit import JUDGE
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Settled
+from messcli.routing.loop import Look, Settled
 from messcli.routing.setup import create_controller
 from messcli.signals import stop_signals
 from messcli.state.state import State
@@ -80,13 +88,23 @@ def run_job(
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
     _check(config)
     zoo = load_zoo(config.zoo)
-    metric = load_metric(config.promise.metric or zoo.metric or DEFAULT_METRIC, zoo.tokenizer or AUTO)
-    audits, look = None, None
+    name = config.promise.metric or zoo.metric or DEFAULT_METRIC
+    audits = judge = None
     if job.audits:
-        audits = audits_of(config.promise.against or zoo.against or REFERENCES, sure=config.promise.sure)
-    if audits is not None:
-        look = Agreement(metric, len(zoo.models))
-        metric = agreement_metric(metric)
+        audits = audits_of(
+            name, config.promise.against or zoo.against or REFERENCES, sure=config.promise.sure
+        )
+    if name == JUDGE and job.audits:
+        judge = zoo.judge
+        if judge is None:
+            raise UsageError(
+                "metric judge: the zoo file names none. Add a table [judge.model] with name and path"
+            )
+        scored = metric = judge_metric(judge)
+    else:
+        scored = metric = load_metric(name, zoo.tokenizer or AUTO)
+        if audits is not None:
+            metric = agreement_metric(scored)
     alphas = _alphas(config, zoo)
     calibration = _calibration(config, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time
@@ -124,8 +142,13 @@ def run_job(
             stop=stop,
         )
         live = stack.enter_context(
-            LazyLive(config.running, zoo, metric, calibration, tell, lambda: stop.signal is not None)
+            LazyLive(config.running, zoo, scored, calibration, tell, lambda: stop.signal is not None, judge)
         )
+        look: Look | None = None
+        if judge is not None:
+            look = Judging(live, judge, len(zoo.models), terms.setup.seed)
+        elif audits is not None:
+            look = Agreement(scored, len(zoo.models))
         if config.running.preload:
             live.open().load()
         tally = Tally(zoo.names, controller, calibration, zoo.tariff)
@@ -153,6 +176,9 @@ def run_job(
             return None if lines is None else lines - feed.read
 
         ended = session.run(on_chunk, left=left, unfinished=unfinished_window(state))
+        if isinstance(look, Judging):
+            for line in look.notes():
+                tell(line)
         _keep_spent(state, tally.spent, zoo.tariff)
         if ended:
             if feed.failure is not None:

@@ -246,6 +246,12 @@ class Session:
             if isinstance(line, Settled)
             for m, outcome in line.outcomes.items()
             if outcome.joules is not None and outcome.meter is not None
+        ] + [
+            (("(judge)", "judged", outcome.judge_meter), outcome.judged_joules, 1)
+            for line in chunk.lines
+            if isinstance(line, Settled)
+            for outcome in line.outcomes.values()
+            if outcome.judge_meter is not None
         ]
 
 

@@ -354,6 +354,7 @@ class Tally:
                     prompt_tokens=outcome.prompt_tokens or 0,
                     output_tokens=outcome.output_tokens or 0,
                 )
+            self._billed += outcome.judged_joules
             if outcome.joules:
                 self._billed += outcome.joules
                 if outcome.worth is None:

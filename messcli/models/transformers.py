@@ -417,20 +417,8 @@ class TransformersBackend(InBatches):
         `config` None: the model's generation options.
         """
         model, config = self._model, config or self._generation_config
-        width = max(len(ids) for ids in prompts)
-        tokens = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, ids in enumerate(prompts):
-            # a decoder goes on where the prompt ends, so it is padded in front; an encoder counts positions
-            # from its first token, so it is padded behind
-            span = (
-                slice(0, len(ids))
-                if self.checkpoint.config.is_encoder_decoder
-                else slice(width - len(ids), width)
-            )
-            tokens[row, span] = torch.tensor(ids, dtype=torch.long)
-            mask[row, span] = 1
-        start = 1 if self.checkpoint.config.is_encoder_decoder else width
+        tokens, mask = self._padded(prompts)
+        start = 1 if self.checkpoint.config.is_encoder_decoder else tokens.shape[1]
         stops = transformers.StoppingCriteriaList([_Cancelled(self._cancelled)])
         if self._stops is not None and config.min_new_tokens != config.max_new_tokens:
             stops.append(self._stops.after(start))
@@ -457,6 +445,69 @@ class TransformersBackend(InBatches):
                 f"failed while answering: {first_line(error)}", cure_for(error)
             ) from error
         return list(zip(rows, known, strict=True))
+
+    def _padded(self, prompts: Sequence[array[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts as one tensor of token ids, and its mask."""
+        width = max(len(ids) for ids in prompts)
+        tokens = torch.full((len(prompts), width), self._generation_config.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, ids in enumerate(prompts):
+            # a decoder goes on where the prompt ends, so it is padded in front; an encoder counts positions
+            # from its first token, so it is padded behind
+            span = (
+                slice(0, len(ids))
+                if self.checkpoint.config.is_encoder_decoder
+                else slice(width - len(ids), width)
+            )
+            tokens[row, span] = torch.tensor(ids, dtype=torch.long)
+            mask[row, span] = 1
+        return tokens, mask
+
+    def weigh(
+        self, batch: Sequence[Request], options: Sequence[str]
+    ) -> list[tuple[Sequence[float] | str, int]]:
+        """See `messcli.models.judge.Weighs`. One forward pass: the probabilities of each option as the next token."""
+        self.load()
+        failed, prompts = self.checkpoint.prompts(batch)
+        ids = self._option_ids(options)
+        found: dict[int, tuple[Sequence[float] | str, int]] = {
+            index: (answer.error or "refused", answer.prompt_tokens) for index, answer in failed.items()
+        }
+        if ids is None:
+            what = f"{', '.join(options)} aren't one token each for this model. Choose another scale"
+            return [(what, 0) for _ in batch]
+        if prompts:
+            config = copy.deepcopy(self._generation_config)
+            config.update(max_new_tokens=1, min_new_tokens=None, do_sample=False, num_beams=1)
+            tokens, mask = self._padded(list(prompts.values()))
+            try:
+                with torch.inference_mode():
+                    output = self._model.generate(
+                        input_ids=tokens.to(self._model.device),
+                        attention_mask=mask.to(self._model.device),
+                        generation_config=config,
+                        output_logits=True,
+                        return_dict_in_generate=True,
+                    )
+                rows = torch.softmax(output.logits[0].float(), dim=-1)[:, ids].tolist()
+            except Exception as error:
+                raise self.checkpoint.error(
+                    f"failed while it judged: {first_line(error)}", cure_for(error)
+                ) from error
+            found.update(
+                (index, (row, len(prompts[index]))) for index, row in zip(prompts, rows, strict=True)
+            )
+        self._synchronize()
+        return [found[index] for index in range(len(batch))]
+
+    def _option_ids(self, options: Sequence[str]) -> list[int] | None:
+        """One token for each option; None where they can't be told apart by one."""
+        tokenizer = self.checkpoint.tokenizer
+        ids = [tokenizer.encode(option, add_special_tokens=False) for option in options]
+        if len({tuple(own[:-1]) for own in ids}) > 1:  # a space in front, say, may be a token of its own
+            return None
+        last = [own[-1] for own in ids]
+        return last if len(set(last)) == len(last) else None
 
     @contextmanager
     def _seeded(self, request: Request) -> Iterator[None]:

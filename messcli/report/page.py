@@ -259,7 +259,7 @@ def _models(report: Report) -> Iterator[dict[str, Any]]:
     joules: dict[str, dict[str, float]] = {}
     for row in report.energy:
         own = joules.setdefault(row["model"] or "(no model)", dict.fromkeys(_KINDS, 0.0))
-        kind = "exploration" if row["kind"] == "audit" else row["kind"]  # other models, asked as well
+        kind = "exploration" if row["kind"] in ("audit", "judged") else row["kind"]  # others, asked as well
         own[kind] = own.get(kind, 0.0) + row["joules"]
     total = sum(sum(own.values()) for own in joules.values())
     most = max((sum(own.values()) for own in joules.values()), default=0.0) or 1.0

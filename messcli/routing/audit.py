@@ -160,9 +160,10 @@ class Auditor:
         spread = math.sqrt(
             (means.squares + tuning.spread_weight * tuning.spread**2) / (means.audits + tuning.spread_weight)
         )
-        best = float((tuning.errors * spread * price * requests / (2.0 * cost)) ** (2.0 / 3.0))
+        worth = max(price / cost, tuning.least_price)  # of a unit of accuracy, in audits
+        best = float((0.5 * tuning.errors * spread * worth * requests) ** (2.0 / 3.0))
         affordable = tuning.share * requests * (means.chosen / means.requests) / cost
-        return min(max(best, tuning.least_audits), affordable, requests)
+        return min(best, affordable, requests)
 
     def _tilt(self, decision: Decision, companions: Sequence[int], samples: Sequence[float]) -> float:
         """How many times as often as the mean request this one is audited."""
@@ -212,10 +213,17 @@ class Auditor:
             return None
         return accuracies[chosen]
 
-    def settle(self, decision: Decision, accuracies: Sequence[float]) -> None:
-        """Learn what audits cost and how far estimates are off."""
+    def settle(self, decision: Decision, accuracies: Sequence[float], judged: float = 0.0) -> None:
+        """Learn what audits cost and how far estimates are off.
+
+        Args:
+            judged: joules of judging the answers.
+        """
         means, chosen, joules = self._means, decision.chosen, decision.joules_predicted
         means.later += self.is_later(decision)
+        if judged > 0.0:
+            means.judged += judged
+            means.judgements += 1
         if decision.explored or chosen is None or joules is None or decision.estimates is None:
             return
         means.requests += 1

@@ -66,6 +66,7 @@ class Event:
     # What answers told of themselves, by model (as JSON has keys); None where nobody wants to know
     signals: Mapping[str, Mapping[str, float]] | None = None
     check_joules: Mapping[str, float] | None = None  # of larger models that read answers: the same
+    judged: float = 0.0  # joules of judging its answers
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""
@@ -340,7 +341,7 @@ class Controller:
         for event in events:
             account = self.accounts[event.plan]
             if self.auditor is not None:
-                self.auditor.settle(event.decision, event.accuracies)
+                self.auditor.settle(event.decision, event.accuracies, event.judged)
             account.explored += event.decision.explored
             self._learn(event)
             if self.policy.remembers:

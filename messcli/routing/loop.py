@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Protocol
 
 from messcli.predict.answer import CHECK
 from messcli.records import Answer, Check, Decision, Outcome, Rejected, Request
@@ -42,17 +43,22 @@ class Settled:
 
     def __post_init__(self) -> None:
         known = [outcome.joules for outcome in self.outcomes.values() if outcome.joules is not None]
-        known_all = (*known, *(check.joules for check in self.checks.values()))
+        known_all = [
+            *known,
+            *(check.joules for check in self.checks.values()),
+            *(outcome.judged_joules for outcome in self.outcomes.values()),
+        ]
         billed = math.fsum(known_all) if len(known) == len(self.outcomes) else None
         object.__setattr__(self, "billed_joules", billed)
 
     @property
     def audit_joules(self) -> float:
-        """Joules of answers that were asked for an audit alone."""
+        """Joules of an audit alone: of answers that it asked for, and of judging."""
         chosen = self.decision.chosen
+        judged = math.fsum(one.judged_joules for one in self.outcomes.values())
         if not self.decision.audited or self.decision.explored or chosen is None:
-            return 0.0
-        return math.fsum(one.joules or 0.0 for m, one in self.outcomes.items() if m != chosen)
+            return judged
+        return judged + math.fsum(one.joules or 0.0 for m, one in self.outcomes.items() if m != chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +70,17 @@ class Finished:
     outcomes: dict[int, Outcome]  # by model, in the zoo's order
 
 
-# Looks at finished requests, and gives their outcomes with the accuracies that it finds. Called once for each request,
-# in input order.
-Look = Callable[[Sequence[Finished]], "list[dict[int, Outcome]]"]
+class Look(Protocol):
+    """Finds accuracies of finished requests that the source doesn't know."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks models itself: then it is called when the window's models have answered everything."""
+        ...
+
+    def __call__(self, finished: Sequence[Finished]) -> list[dict[int, Outcome]] | None:
+        """Their outcomes, with accuracies, in the order given; None: it was told to stop, and nothing is finished."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,13 +307,10 @@ class _Window:
     def _chunk(self, fresh: Sequence[Answer]) -> Chunk:
         """Finish the lines that have nothing unanswered before them; what else is in `fresh` is ahead."""
         finished: list[Rejected | Finished] = []
-        while not self.ended:
-            item = self._lines[self._finished]
-            outcomes = self._outcomes.get(self._finished, {})
+        for place, item in enumerate(self._lines[self._finished :], start=self._finished):
+            outcomes = self._outcomes.get(place, {})
             if item.decision is not None and len(outcomes) < len(item.decision.asked):
                 break
-            self._outcomes.pop(self._finished, None)
-            self._finished += 1
             if item.decision is not None and isinstance(item.line, Request):
                 in_order = dict(sorted(outcomes.items()))  # the zoo's, not that of coming
                 finished.append(Finished(item.line, item.decision, in_order))
@@ -307,8 +318,16 @@ class _Window:
                 finished.append(item.line)
         answered = [one for one in finished if isinstance(one, Finished)]
         if self._look is not None and answered:
-            looked = zip(answered, self._look(answered), strict=True)
-            answered = [replace(one, outcomes=outcomes) for one, outcomes in looked]
+            wait = self._look.asks and self._finished + len(finished) < len(self._lines)
+            looked = None if wait else self._look(answered)
+            if looked is None:
+                return Chunk(ahead=list(fresh))
+            answered = [
+                replace(one, outcomes=outcomes) for one, outcomes in zip(answered, looked, strict=True)
+            ]
+        for place in range(self._finished, self._finished + len(finished)):
+            self._outcomes.pop(place, None)
+        self._finished += len(finished)
         checks = [_checks(one.decision, one.outcomes, self._source.names) for one in answered]
         events = [
             _event(one.request, one.decision, one.outcomes, made, self._controller)
@@ -378,6 +397,7 @@ def _event(
         cost = outcome.joules if outcome.worth is None else outcome.worth
         if cost is not None:
             joules[m] = cost
+    judged = math.fsum(outcome.judged_joules for outcome in outcomes.values())
     served: int | None = decision.model
     if served not in answered:  # on an exploration another model has answered, and was paid for
         served = max(answered, default=None)
@@ -392,6 +412,7 @@ def _event(
         served=served,
         signals=_signals_of_all(outcomes, checks, controller),
         check_joules={str(m): check.joules for m, check in checks.items()} or None,
+        judged=judged,
     )
 
 

@@ -95,7 +95,7 @@ class Margin:
     least_residuals: int = 10
     """Residuals that the correction of what isn't observed is divided by at the least. Raised: it counts less at
     the start."""
-    audited_errors: float = 2.6
+    audited_errors: float = 2.4
     """The same where answers are audited: standard errors of the mean that are kept. More than 1.65, because estimates
     of earlier requests were made by a predictor that knew less."""
     audited_deviation: float = 0.008
@@ -159,9 +159,9 @@ class Audits:
     """The part of it that is aimed at: coins scatter. Raised: more audits, and now and then more than `most`."""
     least: float = 0.005
     """The part of the requests that is audited at any time: traffic may change. Raised: changes are seen sooner."""
-    least_audits: int = 200
-    """Audits in all, as far as they are affordable, whatever they seem to be worth: a lucky start would say that the
-    cheapest model is good enough, and then nothing would be looked at any more. 200 tell a mean to 0.06 (2 errors)."""
+    least_price: float = 7.0
+    """Audits' joules that a unit of accuracy is worth at the least: about 2 T^(2/3) audits. A lucky start says that the
+    cheapest model is good enough; then the price is 0, and nothing would be looked at that tells otherwise."""
     first: int = 16
     """Audits in a row at the start, and of the n-th request first / n, until prices and costs are known."""
     errors: float = 2.0
