@@ -293,7 +293,7 @@ RUNNING = Group(
         option(
             "--window",
             type=WindowSize(),
-            default=64,
+            default="auto",
             show_default=True,
             metavar="N|auto",
             help="Requests decided together. They are batched, too; 1 is the paper's loop, auto as many as is known "

@@ -110,7 +110,7 @@ class RouteConfig:
     output: str
     zoo: str | None = None
     promise: Promise = field(default_factory=Promise)
-    setup: Setup = field(default_factory=lambda: Setup(window=64))
+    setup: Setup = field(default_factory=lambda: Setup(window=None))
     running: Running = field(default_factory=Running)
     keeping: Keeping = field(default_factory=Keeping)
     reading: Reading = field(default_factory=Reading)
