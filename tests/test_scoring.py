@@ -57,7 +57,7 @@ def test_a_metric_that_always_fails_throws_no_answer_away(job: dict[str, Any]) -
 
 
 def test_what_a_metric_fails_on_counts_as_unobserved_and_no_worse_model_serves(job: dict[str, Any]) -> None:
-    summary = route(RouteConfig.of(**job, metric="failing_metrics:picky", meter="estimate"))
+    summary = route(RouteConfig.of(**job, metric="failing_metrics:picky", meter="estimate", c=2.0))
     rows = rows_of(job)
     failed = [row for row in rows if "error" in row]
     assert summary.failed == 0
