@@ -205,6 +205,23 @@ def row_of(
     return _row(request.id, own, {**_NO_RESULTS, "model": model, **values}, error, names)
 
 
+def outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as a table of `record` has it; `messcli/simulation/table.py` reads it."""
+    fields: dict[str, Any] = {
+        "output": outcome.output,
+        "accuracy": outcome.accuracy,
+        "joules": outcome.joules,
+        "prompt_tokens": outcome.prompt_tokens,
+        "output_tokens": outcome.output_tokens,
+        "seconds": outcome.seconds,
+        "meter": outcome.meter,
+        "error": outcome.error,
+        "confidence": outcome.confidence,
+    }
+    # joules always stand there: null says that they aren't known
+    return {name: value for name, value in fields.items() if value is not None or name == "joules"}
+
+
 def rejected_row(rejected: Rejected, names: Mapping[str, str] = _AS_THEY_ARE) -> dict[str, Any]:
     """The output row of a line that is no request: null results and `error`."""
     return _row(rejected.id, rejected.extra, _NO_RESULTS, rejected.error, names)

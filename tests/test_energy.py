@@ -291,12 +291,14 @@ def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(text.encode()))
+    elif path.suffix == ".zst":
+        path.write_bytes(pytest.importorskip("zstandard").compress(text.encode()))
     else:
         path.write_text(text)
     return path
 
 
-@pytest.mark.parametrize("name", ["outcomes.jsonl", "outcomes.jsonl.gz"])
+@pytest.mark.parametrize("name", ["outcomes.jsonl", "outcomes.jsonl.gz", "outcomes.jsonl.zst"])
 def test_replay_looks_up_an_outcomes_table(tmp_path: Path, name: str) -> None:
     replay = Replay(write_rows(tmp_path / name, OUTCOMES))
     assert replay.lookup("a", "s") == (1.5, 0.25)
@@ -316,9 +318,9 @@ def test_replay_looks_up_route_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ('{"id": "a", "model": "s", "joules": 1}\n{"id": ', r"f\.jsonl:2: not JSON"),
+        ('{"id": "a", "model": "s", "joules": 1}\n{"id": ', r"f\.jsonl:2: not valid JSON"),
         ('{"model": "s", "joules": 1}', r'f\.jsonl:1: no "id"'),
-        ("[1]", r'f\.jsonl:1: no "id"'),
+        ("[1]", r"f\.jsonl:1: expected an object"),
         ('{"id": "a", "prompt": "x"}', r'f\.jsonl:1: neither "models" nor "model"'),
         ('{"id": "a", "models": {"s": 3}}', r'"models"."s" is no object'),
         ('{"id": "a", "model": "s", "joules": -1}', r'f\.jsonl:1: "joules" is -1'),

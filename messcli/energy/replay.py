@@ -5,18 +5,16 @@ Reads what `record` and `route` write; meters nothing.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 from messcli.amounts import is_amount
 from messcli.errors import MeterError, shown
+from messcli.jsonl import BadLine, objects, unpacked
 
 
 class Replay:
-    """(request id, model) -> (joules, seconds), from an outcomes table or a `route` output, plain or .gz.
+    """(request id, model) -> (joules, seconds), from an outcomes table or a `route` output, plain, .gz or .zst.
 
     An id that occurs again keeps its first numbers, so that a lookup never depends on what was looked
     up before. Raises MeterError naming file and line where the file is no such table.
@@ -27,18 +25,16 @@ class Replay:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._numbers: dict[tuple[str, str], tuple[float | None, float | None]] = {}
-        opener = gzip.open if self._path.suffix == ".gz" else open
-        number = 0
         try:
-            with opener(self._path, "rt", encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        self._add(line, number)
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise MeterError(
-                f"--meter replay: {self._path} can't be read after line {number}: {error}. Name a file that "
-                "`messcli record` or `messcli route` wrote"
-            ) from error
+            with self._path.open("rb") as handle:
+                for number, row in objects(unpacked(handle, str(path))):
+                    self._add(row, number)
+        except BadLine as error:
+            if error.torn:
+                raise self._unreadable(error.number, error) from error
+            raise self._malformed(error.number, f"{error}") from error
+        except OSError as error:
+            raise self._unreadable(0, error) from error
         self.provenance = f"replay of {len(self._numbers)} outcomes recorded in {self._path}; nothing is read"
 
     def lookup(self, request_id: str, model: str) -> tuple[float | None, float | None]:
@@ -51,12 +47,8 @@ class Replay:
                 "Record it again with `messcli record`, which runs every model on every request"
             ) from None
 
-    def _add(self, line: str, number: int) -> None:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise self._malformed(number, f"not JSON: {error}") from error
-        if not isinstance(row, dict) or "id" not in row:
+    def _add(self, row: dict[str, Any], number: int) -> None:
+        if "id" not in row:
             raise self._malformed(number, 'no "id"')
         models = row.get("models")
         if isinstance(models, dict):
@@ -82,6 +74,12 @@ class Replay:
         if not is_amount(value):
             raise self._malformed(number, f'"{name}" is {shown(value)}, not a number of {name}')
         return float(value)
+
+    def _unreadable(self, number: int, error: Exception) -> MeterError:
+        return MeterError(
+            f"--meter replay: {self._path} can't be read after line {number}: {error}. Name a file that "
+            "`messcli record` or `messcli route` wrote"
+        )
 
     def _malformed(self, number: int, what: str) -> MeterError:
         return MeterError(

@@ -7,9 +7,7 @@ however long the input is: which ids were seen is kept in a private temporary da
 from __future__ import annotations
 
 import codecs
-import gzip
 import hashlib
-import io
 import json
 import math
 import re
@@ -27,6 +25,7 @@ import jsonlines
 from messcli.errors import InputError
 from messcli.files.dialects import OWN, Dialect, guess, load_dialect
 from messcli.files.parquet import parquet_lines, parquet_rows
+from messcli.jsonl import unpacked
 from messcli.records import Rejected, Request
 
 STDIN = "-"
@@ -75,39 +74,11 @@ def _unpacked(handle: IO[bytes], path: str) -> IO[bytes]:
         handle.seek(0)
     except OSError:  # a pipe: its name is all there is to go by
         head = b""
-    if head.startswith(b"\x1f\x8b") or path.endswith(".gz"):
-        return gzip.GzipFile(fileobj=handle)  # type: ignore[return-value]  # reads as IO[bytes], isn't declared so
-    if head == b"\x28\xb5\x2f\xfd" or path.endswith(".zst"):
-        return _zstd(handle, path)
     if head == b"PAR1":
         return parquet_lines(handle, path)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{path}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8 {path} > lines.jsonl")
-    return handle
-
-
-def _zstd(handle: IO[bytes], path: str) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise InputError(
-            f"{path}: reading .zst needs the zstandard package. pip install zstandard, "
-            f"or: zstdcat {path} | messcli ... -"
-        ) from None
-
-    class Frames(io.RawIOBase):  # its errors as everybody else's
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return int(stream.readinto(buffer))
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-
-    stream = zstandard.ZstdDecompressor().stream_reader(handle, read_across_frames=True)
-    reader: IO[bytes] = io.BufferedReader(Frames())
-    return reader
+    return unpacked(handle, path)
 
 
 def count_lines(path: str) -> int | None:

@@ -15,7 +15,7 @@ from messcli.jobs.route import Job, run_job
 from messcli.jobs.summary import Progress, Summary
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.mean import MeanPredictor
-from messcli.records import Decision, Outcome, Rejected, Request
+from messcli.records import Decision, Rejected, Request, outcome_fields
 from messcli.routing.controller import Controller, Settings
 from messcli.routing.loop import Settled
 from messcli.routing.policy import Largest
@@ -116,7 +116,7 @@ class _Rows:
             if outcome is None:
                 models[name] = {"error": "the prompt is longer than the model's context"}
             else:
-                models[name] = _outcome_fields(outcome)
+                models[name] = outcome_fields(outcome)
                 _add(self.joules, name, outcome.joules)
                 _add(self.accuracies, name, outcome.accuracy if outcome.error is None else None)
         self.incomplete += any("error" in outcome for outcome in models.values())
@@ -141,19 +141,3 @@ def _add(sums: dict[str, tuple[float, int]], name: str, value: float | None) -> 
 
 def _means(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sums.items()}
-
-
-def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "output": outcome.output,
-        "accuracy": outcome.accuracy,
-        "joules": outcome.joules,
-        "prompt_tokens": outcome.prompt_tokens,
-        "output_tokens": outcome.output_tokens,
-        "seconds": outcome.seconds,
-        "meter": outcome.meter,
-        "error": outcome.error,
-        "confidence": outcome.confidence,
-    }
-    # joules always stand there: null says that they aren't known
-    return {name: value for name, value in fields.items() if value is not None or name == "joules"}

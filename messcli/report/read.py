@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -18,6 +17,7 @@ import numpy as np
 from messcli.amounts import is_amount
 from messcli.errors import InputError, StateError, first_line, shown
 from messcli.files.requests import STDIN, open_input
+from messcli.jsonl import BadLine, objects
 from messcli.report.audits import Standing
 from messcli.report.bill import Alone
 from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
@@ -247,19 +247,13 @@ def _from_output(path: str, alpha: float | None) -> Report:
 def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with open_input(path) as handle:
         try:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("expected an object")
-                yield number, row
-        except ValueError as error:
+            yield from objects(handle)
+        except BadLine as error:
+            if error.torn:
+                raise InputError(f"{path}: can't be read on: {error}. Repair the file") from None
             raise InputError(
-                f"{path}:{number}: neither a state nor JSON lines: {error}. Name the output of `messcli route`"
+                f"{path}:{error.number}: neither a state nor JSON lines: {error}. Name the output of `messcli route`"
             ) from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: can't be read on: {error}. Repair the file") from None
 
 
 def _order_of(ledger: Ledger) -> list[str]:

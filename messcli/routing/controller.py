@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from messcli.predict.answer import AnswerPredictor, Look
@@ -21,7 +20,7 @@ from messcli.predict.base import Begins, Predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.levels import levels
 from messcli.predict.text import TOGETHER
-from messcli.records import Decision, Request
+from messcli.records import Decision, Request, dumps, loads
 from messcli.routing.audit import Auditor, Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.exploration import coin
@@ -70,11 +69,11 @@ class Event:
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""
-        return orjson.dumps(self, option=orjson.OPT_SERIALIZE_NUMPY)  # a metric may give numpy's floats
+        return dumps(self)
 
     @classmethod
     def loads(cls, data: bytes) -> Event:
-        plain = orjson.loads(data)
+        plain = loads(data)
         decision = plain.pop("decision")
         plain.pop("has_reference", None)  # of states that earlier versions wrote
         for name in ("accuracies", "joules"):

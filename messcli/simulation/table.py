@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import sys
 import zlib
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from messcli.amounts import MOST, is_amount
 from messcli.errors import InputError, OutcomesError, first_line, shown
 from messcli.files.requests import STDIN, open_input
+from messcli.jsonl import BadLine, objects
 from messcli.metrics import Metric
 from messcli.records import Check, Outcome, Request
 from messcli.routing.source import Recorded
@@ -254,20 +254,17 @@ def _scored(outcome: Outcome, request: Request, model: str, metric: Metric | Non
 def _read_jsonl(path: str, name: str) -> Iterator[_Row]:
     with open_input(path) as handle:
         try:
-            for number, line in enumerate(handle, 1):
-                if line.strip():
-                    yield _parse_line(line, f"{name}:{number}")
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{name}: can't be read: {error}. Record it again, or repair the file") from None
+            for number, row in objects(handle):
+                yield _parsed(row, f"{name}:{number}")
+        except BadLine as error:
+            if error.torn:
+                raise InputError(
+                    f"{name}: can't be read: {error}. Record it again, or repair the file"
+                ) from None
+            raise OutcomesError(f"{name}:{error.number}: {error}. Is this an outcomes table?") from None
 
 
-def _parse_line(line: bytes, where: str) -> _Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # also what is no UTF-8
-        raise OutcomesError(f"{where}: not valid JSON: {error}. Is this an outcomes table?") from None
-    if not isinstance(row, dict):
-        raise OutcomesError(f'{where}: expected an object with "id", "prompt" and "models"')
+def _parsed(row: dict[str, Any], where: str) -> _Row:
     models = row.get("models")
     if models is None and isinstance(row.get("error"), str):
         why = f"{row['error']} Such lines are left out with --complete-only"
