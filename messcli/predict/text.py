@@ -107,6 +107,7 @@ def hash_texts(texts: tuple[str, ...]) -> Hashed:
 
 
 Encoded = TypeVar("Encoded")
+LATEST = 2048  # texts whose features are remembered where nobody asks for more
 
 
 class Encoder(Generic[Encoded]):
@@ -119,7 +120,9 @@ class Encoder(Generic[Encoded]):
 
     at_least = 0  # texts that all encoders remember
 
-    def __init__(self, encode: Callable[[tuple[str, ...]], Iterator[Encoded]], remembers: int = 2048) -> None:
+    def __init__(
+        self, encode: Callable[[tuple[str, ...]], Iterator[Encoded]], remembers: int = LATEST
+    ) -> None:
         self._encode = encode
         self._remembers = remembers
         self._known: dict[str, Encoded] = {}

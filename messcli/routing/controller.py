@@ -19,7 +19,7 @@ from messcli.predict.answer import AnswerPredictor, Look
 from messcli.predict.base import Begins, Predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.levels import levels
-from messcli.predict.text import TOGETHER
+from messcli.predict.text import LATEST, MOST_REMEMBERED, TOGETHER, remember
 from messcli.records import Decision, Request, dumps, loads
 from messcli.routing.audit import Auditor, Audits
 from messcli.routing.bound import ServedMean
@@ -176,6 +176,8 @@ class Controller:
         queues = {plan: account.queue for plan, account in self.accounts.items()}
         owed, explorations = self.owed, self.explored
         decisions = []
+        # they are looked at again when they are learnt from, after the last of the window
+        remember(min(len(requests) + LATEST, MOST_REMEMBERED))
         predicted = self._predict([request.prompt for request in requests])
         samples = self.predictor.samples.tolist()
         auditor = self.auditor
@@ -337,6 +339,7 @@ class Controller:
             Q after each request.
         """
         queues = []
+        self.encode([event.text for event in events])  # of a window too large to be remembered: together
         for event in events:
             account = self.accounts[event.plan]
             if self.auditor is not None:

@@ -220,6 +220,8 @@ class Instant:
 
     spent = 0.0
     fault = None
+    checkers: Mapping[int, int] = {}
+    named_overhead: Mapping[str, float] = {}
 
     @staticmethod
     def _outcome(request: Request, m: int) -> Outcome:
