@@ -835,10 +835,14 @@ def test_decisions_are_the_same_whether_or_not_a_run_is_interrupted(
     monkeypatch.setattr(CountedBackend, "noise", 0.0)
     folder = calibrated.parent
     write_requests(folder, 128)
-    whole, _, _ = routed(folder, "whole.jsonl")
+    asked = {
+        "window": 8,
+        "horizon": 128,
+    }  # --limit is another number of requests to come, and decides otherwise
+    whole, _, _ = routed(folder, "whole.jsonl", **asked)
     for limit in (8, 32, 64):
-        routed(folder, "parts.jsonl", limit=limit)
-    parts, _, _ = routed(folder, "parts.jsonl")
+        routed(folder, "parts.jsonl", limit=limit, **asked)
+    parts, _, _ = routed(folder, "parts.jsonl", **asked)
     volatile = ("seconds", "joules", "billed_joules", "joules_predicted")
     for one, other in zip(whole, parts, strict=True):
         assert {k: v for k, v in one.items() if k not in volatile} == {
@@ -870,7 +874,7 @@ def test_a_counter_that_fails_in_the_last_window_is_told(zoo: Path, monkeypatch:
     write_requests(folder, 8)
     monkeypatch.setattr(CountedBackend, "fail_after", 0)
     with pytest.raises(MeterError, match="the counter is gone"):
-        routed(folder, "out.jsonl")
+        routed(folder, "out.jsonl", window=8)
     rows = rows_of(folder / "out.jsonl")
     assert len(rows) == 8
     assert all(row["joules"] is None and row["output"] for row in rows)

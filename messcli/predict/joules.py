@@ -96,6 +96,11 @@ class JoulesPredictor(Regression):
             self.version += 1
 
     @property
+    def measured(self) -> bool:
+        """Whether anything rests on a calibration or a reading: else only the zoo's order is known, in some unit."""
+        return bool(self._line.any() or self.samples.any())
+
+    @property
     def typical(self) -> Array:
         """Joules of every model for a prompt in the middle, (models,); 0 while nothing is known."""
         return self._bounded(self._weights[-1].copy())

@@ -206,7 +206,9 @@ class Controller:
                 # So many answers will be known then: what is little known is tried, but not by all at once.
                 for m in asked if taught else ():
                     samples[m] += 1.0
-            decision = Decision(t, model, asked, explored, estimates, joules, owed)
+            # Before a calibration or a reading, joules are the zoo's order in some unit: to choose by, not to tell.
+            told = joules if self.joules.measured else None
+            decision = Decision(t, model, asked, explored, estimates, told, owed)
             if auditor is not None:
                 decision = auditor.decide(decision, can, samples, later)
                 later += auditor.is_later(decision)
