@@ -214,7 +214,9 @@ class Database:
             )
         log = path.with_name(path.name + "-wal")
         unclean = log.exists() and log.stat().st_size > 0
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        # A crash while it was made leaves SQLite's rollback journal: to read means to roll back, which writes.
+        mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)) as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             application = db.execute("PRAGMA application_id").fetchone()[0]
             tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
