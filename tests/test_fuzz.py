@@ -34,7 +34,7 @@ from messcli.simulation.engines import engines_of
 from messcli.simulation.table import read_table
 from messcli.zoo import load_zoo
 
-CASES = int(os.environ.get("FUZZ_CASES", "10000"))
+CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 ROOT = Path(__file__).parent.parent
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1.5, -0.0, 1e308, -1e308, 10**30, float("nan"), float("inf"), float("-inf"), "", " ", "x",
