@@ -188,7 +188,9 @@ def test_the_bound_holds_at_every_window_of_every_run() -> None:
         for chunk in chunks(requests, deciding, source):
             served += accuracies([line for line in chunk.lines if isinstance(line, Settled)])
             mean = deciding.accounts[DEFAULT_PLAN].mean
-            assert mean is not None
+            if mean is None:  # the first window is decided, and nothing of it settled yet
+                assert not served
+                continue
             least = mean.least(0.05)
             assert least is not None
             above = above or least > np.mean(served) + 1e-9
