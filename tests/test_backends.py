@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import random
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,11 +21,12 @@ from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, WORDS, save_bart, save_llama, save_t5
 
 from messcli.energy import EnergyLedger, Meter
-from messcli.errors import MessError, ModelError, ModelTooLarge, ZooError
+from messcli.errors import MessError, ModelError, ModelTooLarge, UsageError, ZooError
 from messcli.metrics import load_metric
 from messcli.models import live as live_module
 from messcli.models.backend import Group, InBatches, create
 from messcli.models.live import Live
+from messcli.models.ray import connect
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.registry import BACKENDS
@@ -1091,3 +1094,13 @@ def test_a_stream_that_is_closed_bills_nobody_for_what_was_lost():
     (told,) = source.take_warnings()
     assert "2 requests were being answered when the run was stopped" in told
     assert math.fsum(outcome.joules for _, _, outcome in first) + overhead == pytest.approx(counter.joules)
+
+
+def test_a_ray_that_cannot_be_imported_is_one_line_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray.py").write_text("{}['libamd_smi.so']\n", encoding="utf-8")  # what it meets beside amdsmi
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    with pytest.raises(UsageError, match=r"libamd_smi\.so.*pip uninstall amdsmi"):
+        connect(None, print)

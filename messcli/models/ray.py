@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.energy import Call, EnergyLedger, Meter, open_meter
-from messcli.errors import MessError, ModelError, UsageError
+from messcli.errors import MessError, ModelError, UsageError, first_line
 from messcli.models.backend import Backend, Billed, Group, InBatches, create, fitting, group_of
 from messcli.records import Generation, Request
 from messcli.zoo import CheckpointOptions, ModelSpec, Zoo
@@ -536,6 +536,11 @@ def connect(address: str | None, tell: Callable[[str], None]) -> _Shared:
         import ray
     except ImportError as error:
         raise UsageError(f"--engine ray needs Ray ({error}). {INSTALL}") from error
+    except Exception as error:  # Ray asks amdsmi for cards, which fails in its own way without ROCm's library
+        raise UsageError(
+            f"--engine ray: Ray can't be imported ({first_line(error)}). If amdsmi is installed on a machine"
+            " without ROCm: pip uninstall amdsmi"
+        ) from error
     if ray.is_initialized():
         return _Shared(ray, tell, connected=False)
     _check_port(address or os.environ.get("RAY_ADDRESS"))
