@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from test_dialects import EXAMPLES
 
 from messcli.calibration.file import load_calibration
+from messcli.calibration.readings import Kept, Key
 from messcli.cli import main
 from messcli.energy.replay import Replay
 from messcli.errors import MessError
@@ -223,6 +224,24 @@ LITERALS = (
     b"9" * 30,
     b"[[1]]",
 )
+
+
+@thousands
+@given(block=Block)
+def test_readings_of_a_calibration(tmp_path: Path, block: list[random.Random]) -> None:
+    setup = {"models": [["small", {}, "cpu", 8, "estimate"]]}
+    readings = [["small", 8, 4, 2, 0.5, 0.25], ["small", 16, 4, 0.5, 0.25], ["small", 8, 4, 2, 0.5, 0.25]]
+    lines = [json.dumps(line) for line in (setup, *readings)]
+    output = tmp_path / "calibration.json"
+
+    def take_up() -> None:
+        with Kept.open(str(output)) as kept:
+            kept.start(setup, fresh=False, tell=lambda _: None)
+            assert all(isinstance(key, Key) and key.batch_size >= 0 for key in kept.readings)
+
+    for draw in block:
+        (tmp_path / "calibration.json.partial").write_bytes(mutated(draw, lines))
+        survives(take_up)
 
 
 @thousands

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messcli import jsonl
 from messcli.errors import InputError
-from messcli.files import requests as inputs
 from messcli.files.requests import InputFields, Occurrences, count_lines, open_input, read_requests
 from messcli.records import Rejected, Request
 
@@ -260,7 +260,7 @@ def test_bad_lines_are_known_by_content() -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", 1 << 20)
     data = GOOD + b"\n" + b'{"prompt": "' + b"a" * (3 << 20) + b'"}\n' + GOOD + b"\n"
     good, long, last = read(data)
     assert isinstance(good, Request)

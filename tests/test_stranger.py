@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_models import write_zoo
 
+from messcli import jsonl
 from messcli.cli import main
-from messcli.files import requests as inputs
 
 LINES = '{"id": "a", "prompt": "one two", "reference": "one two"}\n{"id": "b", "prompt": "ink", "reference": "ink"}\n'
 MODEL = '[[models]]\nname = "small"\npath = "./small"\n'
@@ -190,7 +190,7 @@ def test_a_file_of_something_else_says_why_its_lines_fail(folder: Path) -> None:
 
 
 def test_a_huge_line_is_a_row_with_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", 1 << 20)
     (folder / "huge.jsonl").write_text('{"prompt": "' + "x" * (2 << 20) + '"}\n' + LINES, encoding="utf-8")
     result = run("route", "huge.jsonl", "-o", "o.jsonl", "--meter", "estimate")
     assert result.exit_code == 4, result.stderr

@@ -6,6 +6,7 @@ Knows readings and what they depend on; measures nothing.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
+from messcli.amounts import is_amount
 from messcli.calibration.file import Cell, OwnPrompts, load_calibration, save
 from messcli.errors import CalibrationError, StateBusy
 from messcli.files.sinks import STDOUT
+from messcli.jsonl import BadLine, values
 
 
 class Key(NamedTuple):
@@ -85,7 +88,7 @@ class Kept:
     The first line says what they were made on; readings of another setup are not mixed in.
     """
 
-    def __init__(self, output: str, handle: IO[str] | None) -> None:
+    def __init__(self, output: str, handle: IO[bytes] | None) -> None:
         self.readings: Readings = {}
         self.own_prompts: Mapping[str, OwnPrompts | None] = {}
         self._output = output
@@ -100,7 +103,7 @@ class Kept:
             return
         path = _partial(output)
         try:
-            handle = path.open("a+", encoding="utf-8")
+            handle = path.open("a+b")
         except OSError as error:
             raise CalibrationError(f"{path}: can't be written: {error.strerror}. Name another -o") from error
         with handle:
@@ -121,12 +124,13 @@ class Kept:
         if self._handle is None:
             return
         self._handle.seek(0)
-        *lines, torn = self._handle.read().split("\n")  # a crash tears the last line
-        if lines and not fresh and _loads(lines[0]) == setup:
-            self._take(lines[1:], {name: size for name, _, _, size, _ in setup["models"]})
-            os.truncate(self._handle.fileno(), os.fstat(self._handle.fileno()).st_size - len(torn.encode()))
+        whole = self._handle.read().rpartition(b"\n")[0]  # a crash tears the last line
+        found = [value for _, value in values(io.BytesIO(whole))]
+        if found and not fresh and found[0] == setup:
+            self._take(found[1:], {name: size for name, _, _, size, _ in setup["models"]})
+            os.truncate(self._handle.fileno(), len(whole) + 1)
         else:
-            if lines and not fresh:
+            if found and not fresh:
                 tell(f"{_partial(self._output)}: was measured on another setup; starting anew")
             elif not fresh:
                 self._take_finished(setup)
@@ -139,13 +143,16 @@ class Kept:
         if self.readings:
             tell(f"going on from {sum(map(len, self.readings.values()))} readings of an earlier run")
 
-    def _take(self, lines: Sequence[str], batch_sizes: Mapping[str, int]) -> None:
-        for line in lines:
-            name, prompt_tokens, output_tokens, *batch_size, joules, seconds = _loads(line)
-            # lines of 0.1 name no batch size: there was one per model
-            size = batch_size[0] if batch_size else batch_sizes[name]
-            key = Key(name, prompt_tokens, output_tokens, size)
-            self.readings.setdefault(key, []).append((joules, seconds))
+    def _take(self, found: Sequence[Any], batch_sizes: Mapping[str, int]) -> None:
+        for number, value in enumerate(found, 2):
+            try:
+                key, pair = _reading(value, batch_sizes)
+            except (ValueError, TypeError, KeyError):
+                raise CalibrationError(
+                    f"{_partial(self._output)}:{number}: is no reading that was kept there. Remove the file; "
+                    "what it held is measured anew"
+                ) from None
+            self.readings.setdefault(key, []).append(pair)
 
     def _take_finished(self, setup: Mapping[str, Any]) -> None:
         with suppress(CalibrationError):  # there is none, or it is another version's: measured anew
@@ -167,7 +174,7 @@ class Kept:
 
     def _write(self, value: object) -> None:
         if self._handle is not None:
-            self._handle.write(json.dumps(value, sort_keys=True) + "\n")
+            self._handle.write(json.dumps(value, sort_keys=True).encode() + b"\n")
 
     def _sync(self) -> None:
         if self._handle is not None:
@@ -186,8 +193,16 @@ def _partial(output: str) -> Path:
     return Path(output + ".partial")
 
 
-def _loads(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _reading(value: Any, batch_sizes: Mapping[str, int]) -> tuple[Key, tuple[float, float]]:
+    """A line's cell, and its joules and seconds. Raises ValueError, TypeError or KeyError where it is none."""
+    if isinstance(value, BadLine):
+        raise ValueError(value)
+    name, prompt_tokens, output_tokens, *batch_size, joules, seconds = value
+    # lines of 0.1 name no batch size: there was one per model
+    (size,) = batch_size or (batch_sizes[name],)
+    counts = (prompt_tokens, output_tokens, size)
+    if name not in batch_sizes or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError(value)
+    if not (is_amount(joules) and is_amount(seconds)):
+        raise ValueError(value)
+    return Key(name, *counts), (joules, seconds)

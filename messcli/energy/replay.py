@@ -10,7 +10,7 @@ from typing import Any
 
 from messcli.amounts import is_amount
 from messcli.errors import MeterError, shown
-from messcli.jsonl import BadLine, objects, unpacked
+from messcli.jsonl import BadLine, TornFile, objects, unpacked
 
 
 class Replay:
@@ -29,9 +29,9 @@ class Replay:
             with self._path.open("rb") as handle:
                 for number, row in objects(unpacked(handle, str(path))):
                     self._add(row, number)
+        except TornFile as error:
+            raise self._unreadable(error.number, error) from error
         except BadLine as error:
-            if error.torn:
-                raise self._unreadable(error.number, error) from error
             raise self._malformed(error.number, f"{error}") from error
         except OSError as error:
             raise self._unreadable(0, error) from error

@@ -9,28 +9,22 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import math
 import re
 import sqlite3
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-import jsonlines
-
 from messcli.errors import InputError
 from messcli.files.dialects import OWN, Dialect, guess, load_dialect
 from messcli.files.parquet import parquet_lines, parquet_rows
-from messcli.jsonl import unpacked
+from messcli.jsonl import BadLine, Lines, TornFile, unpacked, values
 from messcli.records import Rejected, Request
 
 STDIN = "-"
-LONGEST_LINE = 64 << 20  # bytes; a longer line is no request, and must not fill the memory
-_DEEPEST = 100  # levels of nesting; Python's own limit depends on its version and on who calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +83,8 @@ def count_lines(path: str) -> int | None:
         return rows
     try:
         with open_input(path) as handle:
-            return sum(1 for line in _Lines(handle, path) if line.rstrip())
-    except InputError:  # is told when reading gets there: the lines before it are good
+            return sum(1 for line in Lines(handle) if line.rstrip())
+    except (InputError, TornFile):  # is told when reading gets there: the lines before it are good
         return None
 
 
@@ -142,35 +136,6 @@ class Occurrences:
             self._earlier.close()
 
 
-class _Lines:
-    """Iterates over a handle's lines; remembers which one is in hand and whether it is whole."""
-
-    def __init__(self, handle: IO[bytes], name: str) -> None:
-        self._handle = handle
-        self._name = name
-        self.number = 0
-        self.too_long = False
-        self.ended = True  # by a line end: the last line of a file that is being written isn't
-
-    def __iter__(self) -> Iterator[bytes]:
-        while line := self._read():
-            self.number += 1
-            self.ended = line.endswith(b"\n")
-            self.too_long = not self.ended and len(line) > LONGEST_LINE
-            yield line[:1000] if self.too_long else line
-            while self.too_long and line and not line.endswith(b"\n"):
-                line = self._read()
-
-    def _read(self) -> bytes:
-        try:
-            return self._handle.readline(LONGEST_LINE + 1)
-        except (OSError, EOFError, zlib.error) as error:  # a damaged archive shows in the middle of reading
-            raise InputError(
-                f"{self._name}: after line {self.number}: can't be read on: {error}. "
-                "What was routed so far is kept; repair the file and run the same command again"
-            ) from None
-
-
 def read_requests(
     handle: IO[bytes],
     source: str,
@@ -194,23 +159,22 @@ def read_requests(
     name = "standard input" if source == STDIN else source
     named = fields is not None and replace(fields, plan_field="plan") != InputFields()
     parser = _Parser(name, fields or InputFields(), OWN if named and dialect is None else dialect, tell)
-    lines = _Lines(handle, name)
-    reader = jsonlines.Reader(lines, loads=_loads)
     try:
-        while True:
-            try:
-                value = reader.read(skip_empty=True, allow_none=True)
-            except EOFError:
-                return
-            except jsonlines.InvalidLineError as error:
-                raw = error.line if isinstance(error.line, bytes) else error.line.encode("utf-8", "replace")
-                if lines.number == 1:
-                    _refuse_other_files(raw if lines.ended else raw + b"...", name)
-                yield parser.invalid(raw, _why_invalid(error.__cause__, lines), lines.number)
+        for number, value in values(handle):
+            if isinstance(value, BadLine):
+                if number == 1:
+                    _refuse_other_files(value.raw if value.ended else value.raw + b"...", name)
+                growing = "" if value.ended else ". The line has no end: was the file still being written?"
+                yield parser.invalid(value.raw, f"{value}{growing * (not value.too_long)}", number)
                 continue
-            if isinstance(value, list) and lines.number == 1 and isinstance(next(iter(value), None), dict):
+            if number == 1 and isinstance(value, list) and isinstance(next(iter(value), None), dict):
                 _refuse_other_files(b"[{", name)
-            yield parser.parse(value, lines.number)
+            yield parser.parse(value, number)
+    except TornFile as error:
+        raise InputError(
+            f"{name}: after line {error.number}: can't be read on: {error}. "
+            "What was routed so far is kept; repair the file and run the same command again"
+        ) from None
     finally:
         parser.close()
 
@@ -228,16 +192,6 @@ def _refuse_other_files(first: bytes, name: str) -> None:
         raise InputError(f"{name}: is Parquet, which can't be read from a pipe. Name the file")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{name}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8")
-
-
-def _why_invalid(cause: BaseException | None, lines: _Lines) -> str:
-    if lines.too_long:
-        return f"longer than {LONGEST_LINE >> 20} MB. Is the file JSON lines, one object per line?"
-    if isinstance(cause, UnicodeDecodeError):
-        return f"not valid UTF-8 (byte {cause.start + 1}). Convert it, for example with iconv"
-    what = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else str(cause)
-    growing = "" if lines.ended else ". The line has no end: was the file still being written?"
-    return f"not valid JSON: {what}{growing}"
 
 
 class _Invalid(Exception):  # never leaves this module: it carries the message of a Rejected
@@ -519,44 +473,3 @@ def _canonical(value: Any) -> bytes:
 
 def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _loads(text: str | bytes) -> Any:
-    """json.loads that takes no NaN and no infinity (no JSON), and reports deep nesting as an error."""
-    try:
-        value = _DECODER.decode(text if isinstance(text, str) else text.decode())
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    brackets = text.count("[") + text.count("{") if isinstance(text, str) else _DEEPEST
-    if brackets >= _DEEPEST and _depth(value) > _DEEPEST:
-        raise ValueError(f"nested more than {_DEEPEST} levels deep")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON; write null")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"{digits[:20]} is too large a number")
-    return number
-
-
-# made once: it is called for every line
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        level = inner
-    return depth

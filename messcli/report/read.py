@@ -17,7 +17,7 @@ import numpy as np
 from messcli.amounts import is_amount
 from messcli.errors import InputError, StateError, first_line, shown
 from messcli.files.requests import STDIN, open_input
-from messcli.jsonl import BadLine, objects
+from messcli.jsonl import BadLine, TornFile, objects
 from messcli.report.audits import Standing
 from messcli.report.bill import Alone
 from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
@@ -248,9 +248,9 @@ def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with open_input(path) as handle:
         try:
             yield from objects(handle)
+        except TornFile as error:
+            raise InputError(f"{path}: can't be read on: {error}. Repair the file") from None
         except BadLine as error:
-            if error.torn:
-                raise InputError(f"{path}: can't be read on: {error}. Repair the file") from None
             raise InputError(
                 f"{path}:{error.number}: neither a state nor JSON lines: {error}. Name the output of `messcli route`"
             ) from None

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from messcli.amounts import MOST, is_amount
 from messcli.errors import InputError, OutcomesError, first_line, shown
 from messcli.files.requests import STDIN, open_input
-from messcli.jsonl import BadLine, objects
+from messcli.jsonl import BadLine, TornFile, objects
 from messcli.metrics import Metric
 from messcli.records import Check, Outcome, Request
 from messcli.routing.source import Recorded
@@ -256,11 +256,9 @@ def _read_jsonl(path: str, name: str) -> Iterator[_Row]:
         try:
             for number, row in objects(handle):
                 yield _parsed(row, f"{name}:{number}")
+        except TornFile as error:
+            raise InputError(f"{name}: can't be read: {error}. Record it again, or repair the file") from None
         except BadLine as error:
-            if error.torn:
-                raise InputError(
-                    f"{name}: can't be read: {error}. Record it again, or repair the file"
-                ) from None
             raise OutcomesError(f"{name}:{error.number}: {error}. Is this an outcomes table?") from None
 
 
