@@ -6,12 +6,11 @@ Knows files and signals; prints nothing: it tells its caller, who has the termin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from messcli.calibration.file import Calibration, find_calibration
 from messcli.energy.meter import check_choice
@@ -23,26 +22,15 @@ from messcli.jobs.config import LOCAL, RouteConfig, Writing
 from messcli.jobs.feed import Feed, patiently
 from messcli.jobs.fleet import LazyLive
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
-from messcli.jobs.session import MakeRow, RowText, Session, Strict, of_model
+from messcli.jobs.row import routed_row
+from messcli.jobs.session import MakeRow, RowText, Session, Strict
 from messcli.jobs.summary import Progress, Summary, Tally
-from messcli.jobs.truth import (
-    REFERENCES,
-    Agreement,
-    Judging,
-    agreement_metric,
-    judge_metric,
-    without_references,
-)
-from messcli.jobs.truth import audits as audits_of
+from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
-from messcli.metrics import AUTO, DEFAULT_METRIC, load_metric
-from messcli.metrics.reasoning import split_reasoning
-from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, rejected_row, row_of
-from messcli.routing.audit import JUDGE
+from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Look, Settled
 from messcli.routing.setup import create_controller
-from messcli.signals import stop_signals
+from messcli.signals import Stop, stop_signals
 from messcli.state.state import State
 from messcli.tariff import Spent, Tariff
 from messcli.zoo import Zoo, load_zoo
@@ -72,7 +60,7 @@ def route(
     Raises:
         MessError: with what the user can do; all finished windows are kept.
     """
-    make = partial(_route_row, writing=config.writing)
+    make = partial(routed_row, writing=config.writing)
     write = None if config.reading.format is None else load_dialect(config.reading.format).write
     row = make if write is None else lambda line, names: write(make(line, names))
     job = Job(create_controller, row, audits=True)
@@ -88,67 +76,40 @@ def run_job(
     """`route`, with another controller or other rows: `record` is a job of its own kind."""
     _check(config)
     zoo = load_zoo(config.zoo)
-    name = config.promise.metric or zoo.metric or DEFAULT_METRIC
-    audits = judge = None
-    if job.audits:
-        audits = audits_of(
-            name, config.promise.against or zoo.against or REFERENCES, sure=config.promise.sure
-        )
-    if name == JUDGE and job.audits:
-        judge = zoo.judge
-        if judge is None:
-            raise UsageError(
-                "metric judge: the zoo file names none. Add a table [judge.model] with name and path"
-            )
-        scored = metric = judge_metric(judge)
-    else:
-        scored = metric = load_metric(name, zoo.tokenizer or AUTO)
-        if audits is not None:
-            metric = agreement_metric(scored)
+    truth = truth_of(config.promise, zoo, may_audit=job.audits)
     alphas = _alphas(config, zoo)
     calibration = _calibration(config, zoo)
     count = cache(partial(_total, config))  # reading all of a long input takes its time
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "answers"))
-        state = stack.enter_context(State(_state_path(config), wait_seconds=config.keeping.wait_seconds))
-        for note in state.database.notes:
-            tell(f"warning: {note}")
+        state = stack.enter_context(_state(config, tell))
         terms = terms_in_force(
             state,
-            replace(config.setup, horizon=config.promise.horizon, audits=audits),
+            replace(config.setup, horizon=config.promise.horizon, audits=truth.audits),
             alphas,
             period=config.promise.period,
             calibration=calibration,
             source=config.input,
             count=count,
         )
-        check_signature(state, zoo, metric, terms.setup)
+        check_signature(state, zoo, truth.metric, terms.setup)
         controller = resume(state, terms, job.controller, zoo.names, tell)
-        state.output.open(config.output)
-        for name, rows in state.output.unfinished():
-            tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")
+        _open_output(state, config.output, tell)
         total = count() if on_progress else None
-        handle = stack.enter_context(open_input(config.input))
-        lines = read_requests(handle, config.input, config.reading.fields, config.reading.format, tell)
-        if audits is not None:
-            lines = without_references(lines)
-        feed = Feed(
-            lines if config.reading.linger is None else patiently(lines),
-            limit=config.reading.limit,
-            plan=config.promise.plan,
-            alphas=alphas,
-            journal=state.journal,
-            stop_on_error=config.reading.on_error == "stop",
-            stop=stop,
-        )
+        lines = truth.of(stack.enter_context(_lines(config, tell)))
+        feed = _feed(config, lines, alphas, state, stop)
         live = stack.enter_context(
-            LazyLive(config.running, zoo, scored, calibration, tell, lambda: stop.signal is not None, judge)
+            LazyLive(
+                config.running,
+                zoo,
+                truth.scored,
+                calibration,
+                tell,
+                lambda: stop.signal is not None,
+                truth.judge,
+            )
         )
-        look: Look | None = None
-        if judge is not None:
-            look = Judging(live, judge, len(zoo.models), terms.setup.seed)
-        elif audits is not None:
-            look = Agreement(scored, len(zoo.models))
+        look = truth.look(live, len(zoo.models), terms.setup.seed)
         if config.running.preload:
             live.open().load()
         tally = Tally(zoo.names, controller, calibration, zoo.tariff)
@@ -176,48 +137,79 @@ def run_job(
             return None if lines is None else lines - feed.read
 
         ended = session.run(on_chunk, left=left, unfinished=unfinished_window(state))
-        if isinstance(look, Judging):
-            for line in look.notes():
-                tell(line)
-        _keep_spent(state, tally.spent, zoo.tariff)
-        if ended:
-            if feed.failure is not None:
-                raise feed.failure
-            if live.fault is not None:  # in the last window, so that no other met it
-                raise live.fault
+        for line in () if look is None else look.notes():
+            tell(line)
         _, period_requests = state.journal.period(terms.period) or (None, 0)
         summary = tally.summary(
             already_done=feed.already_done,
             largest_joules=state.journal.mean_joules(zoo.largest.name),
-            metric=metric.signature,
+            metric=truth.metric.signature,
             period=terms.period,
             horizon=terms.horizon,
             period_requests=period_requests,
             stopped_by=None if ended else stop.signal,
             named_overhead=live.named_overhead,
         )
-        _keep_named(state, summary.named_overhead)
-        # For reports: a state doesn't hold what it rests on. A run that was killed at its very end left none.
-        if summary.alone is not None and (summary.routed or state.database.meta("alone") is None):
-            state.database.set_meta("alone", summary.alone.as_json())
+        _keep_for_reports(state, summary, tally.spent, zoo.tariff)
+        if failure := ended and (
+            feed.failure or live.fault
+        ):  # the models' in the last window: no other met it
+            raise failure
         return summary
 
 
-def _keep_named(state: State, named: Mapping[str, float]) -> None:
-    """Add to the state what this run's overhead was for."""
-    if named:
+@contextmanager
+def _state(config: RouteConfig, tell: Callable[[str], None]) -> Iterator[State]:
+    with State(_state_path(config), wait_seconds=config.keeping.wait_seconds) as state:
+        for note in state.database.notes:
+            tell(f"warning: {note}")
+        yield state
+
+
+def _open_output(state: State, output: str, tell: Callable[[str], None]) -> None:
+    state.output.open(output)
+    for name, rows in state.output.unfinished():
+        tell(f"warning: {name}: lacks {rows} finished rows. Run the command that wrote it again")
+
+
+@contextmanager
+def _lines(config: RouteConfig, tell: Callable[[str], None]) -> Iterator[Iterator[Request | Rejected]]:
+    with open_input(config.input) as handle:
+        yield read_requests(handle, config.input, config.reading.fields, config.reading.format, tell)
+
+
+def _feed(
+    config: RouteConfig,
+    lines: Iterator[Request | Rejected],
+    alphas: Mapping[str, float],
+    state: State,
+    stop: Stop,
+) -> Feed:
+    return Feed(
+        lines if config.reading.linger is None else patiently(lines),
+        limit=config.reading.limit,
+        plan=config.promise.plan,
+        alphas=alphas,
+        journal=state.journal,
+        stop_on_error=config.reading.on_error == "stop",
+        stop=stop,
+    )
+
+
+def _keep_for_reports(state: State, summary: Summary, spent: Spent, tariff: Tariff) -> None:
+    """Add to the state what only this run knows: what overhead was for, what it cost, what the largest would have."""
+    if named := summary.named_overhead:
         before = state.database.meta("overhead") or {}
         total = {what: before.get(what, 0.0) + named.get(what, 0.0) for what in {**before, **named}}
         state.database.set_meta("overhead", total)
-
-
-def _keep_spent(state: State, spent: Spent, tariff: Tariff) -> None:
-    """Add to the state what this run cost: for reports, which see all runs."""
     if tariff:
         before = state.database.meta("spent")
-        total = spent if before is None else Spent(**before["sum"]).plus(spent)
-        kept = {"sum": total.as_json(), "currency": tariff.currency, "basis": tariff.basis}
+        cost = spent if before is None else Spent(**before["sum"]).plus(spent)
+        kept = {"sum": cost.as_json(), "currency": tariff.currency, "basis": tariff.basis}
         state.database.set_meta("spent", kept)
+    # a run that was killed at its very end left none
+    if summary.alone is not None and (summary.routed or state.database.meta("alone") is None):
+        state.database.set_meta("alone", summary.alone.as_json())
 
 
 def _check(config: RouteConfig) -> None:
@@ -293,55 +285,3 @@ def _total(config: RouteConfig) -> int | None:
     """How many lines are to be routed; None where the input can be read only once."""
     total = count_lines(config.input)
     return total if total is None or config.reading.limit is None else min(total, config.reading.limit)
-
-
-def _route_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writing) -> dict[str, Any]:
-    if isinstance(line, Rejected):
-        return rejected_row(line, writing.rename)
-    include_prompt = writing.include_prompt or not line.request.given.keys().isdisjoint(writing.columns)
-    decision, served = line.decision, line.served
-    values: dict[str, Any] = {
-        "explored": decision.explored,
-        "billed_joules": line.billed_joules,
-        "queue": line.queue,
-    }
-    if served is None:
-        error = line.outcomes[decision.model].error
-        return row_of(
-            line.request, None, values, error=error, include_prompt=include_prompt, names=writing.rename
-        )
-    outcome = line.outcomes[served]
-    answer, reasoning = split_reasoning(outcome.output or "")
-    values.update(
-        output=answer if reasoning else outcome.output,
-        accuracy=outcome.accuracy,
-        joules=outcome.joules,
-        prompt_tokens=outcome.prompt_tokens,
-        output_tokens=outcome.output_tokens,
-        seconds=outcome.seconds,
-        meter=outcome.meter,
-        estimated_accuracy=of_model(decision.given or decision.estimates, served),
-        joules_predicted=of_model(decision.joules_predicted, served),
-    )
-    if decision.chosen is not None:
-        values["audited"] = decision.audited
-    if decision.given is not None:
-        values.update(confidence=_confidence(line, served), asked=[names[m] for m in decision.asked])
-    if reasoning:
-        values["reasoning"] = reasoning
-    return row_of(
-        line.request,
-        names[served],
-        values,
-        error=outcome.unscored,
-        include_prompt=include_prompt,
-        names=writing.rename,
-    )
-
-
-def _confidence(line: Settled, served: int) -> float | None:
-    """In the served answer, from 0 to 1: what a check says, else the mean probability of its tokens (geometric)."""
-    check, told = line.checks.get(served), line.outcomes[served].confidence
-    if check is not None:
-        return check.probability
-    return None if told is None or "mean" not in told else math.exp(min(told["mean"], 0.0))

@@ -11,20 +11,70 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from messcli.errors import MetricError, UsageError
-from messcli.metrics import Metric
+from messcli.jobs.config import Promise
+from messcli.metrics import AUTO, DEFAULT_METRIC, Metric, load_metric
 from messcli.models.judge import REFERENCE, Scale, question, score_of, template_of
 from messcli.records import Outcome, Rejected, Request
 from messcli.routing.audit import JUDGE, Audits
 from messcli.routing.exploration import coin
 from messcli.routing.loop import Finished, Line
 from messcli.routing.source import OutcomeSource
-from messcli.zoo import JudgeSpec
+from messcli.zoo import JudgeSpec, Zoo
 
 REFERENCES, LARGEST = "references", "largest"  # what answers are compared with
 AGAINST = (REFERENCES, LARGEST)
 
 
-def audits(metric: str, against: str, *, sure: bool) -> Audits | None:
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Where a run's accuracies come from.
+
+    Attributes:
+        metric: as the state's signature has it.
+        scored: what a model's output is scored with as soon as it is there; the others need a second model's.
+        audits: how answers are audited; None: each has a reference, or no accuracy.
+        judge: the model that scores them, if one does.
+    """
+
+    metric: Metric
+    scored: Metric
+    audits: Audits | None = None
+    judge: JudgeSpec | None = None
+
+    def of(self, lines: Iterator[Line]) -> Iterator[Line]:
+        """The input's lines, as what is promised has them."""
+        return lines if self.audits is None else without_references(lines)
+
+    def look(self, source: OutcomeSource, models: int, seed: int) -> Agreement | Judging | None:
+        """What scores finished requests of a zoo of so many models; None: they come scored."""
+        if self.judge is not None:
+            return Judging(source, self.judge, models, seed)
+        return None if self.audits is None else Agreement(self.scored, models)
+
+
+def truth_of(promise: Promise, zoo: Zoo, *, may_audit: bool) -> Truth:
+    """What `promise` and the zoo file say. Raises UsageError where they contradict each other.
+
+    Args:
+        may_audit: without it, all there is are references.
+    """
+    name = promise.metric or zoo.metric or DEFAULT_METRIC
+    if not may_audit:
+        metric = load_metric(name, zoo.tokenizer or AUTO)
+        return Truth(metric, metric)
+    audits = audits_of(name, promise.against or zoo.against or REFERENCES, sure=promise.sure)
+    if name == JUDGE:
+        if zoo.judge is None:
+            raise UsageError(
+                "metric judge: the zoo file names none. Add a table [judge.model] with name and path"
+            )
+        judged = judge_metric(zoo.judge)
+        return Truth(judged, judged, audits, zoo.judge)
+    metric = load_metric(name, zoo.tokenizer or AUTO)
+    return Truth(metric if audits is None else agreement_metric(metric), metric, audits)
+
+
+def audits_of(metric: str, against: str, *, sure: bool) -> Audits | None:
     """How answers are audited that `metric` compares with `against`; None: they aren't."""
     if metric == JUDGE:
         if against == LARGEST:
@@ -56,6 +106,10 @@ class Agreement:
     def __init__(self, metric: Metric, models: int) -> None:
         self._metric = metric
         self._largest = models - 1
+
+    def notes(self) -> Sequence[str]:
+        """Comparing tells nothing of itself."""
+        return ()
 
     def __call__(self, finished: Sequence[Finished]) -> list[dict[int, Outcome]]:
         return [self._look(one.outcomes) for one in finished]
