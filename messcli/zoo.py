@@ -6,16 +6,18 @@ Knows the format of zoo.toml; loads no model, reads no weights and asks no hub.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from messcli import adapter
 from messcli import zoo_values as values
 from messcli.errors import ZooError, shown
 from messcli.tariff import GRAMS, HOURS, JOULES, MONEY, Tariff
@@ -72,6 +74,7 @@ class CheckpointOptions:
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False  # False: safetensors only
+    adapter: str | None = None  # the folder of a LoRA that runs on top of the checkpoint
     load: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     # with --engine ray
@@ -158,6 +161,9 @@ class ModelSpec:
             "backend": self.backend,
             "revision": checkpoint.revision,
             "dtype": checkpoint.dtype,
+            "adapter": None
+            if checkpoint.adapter is None
+            else adapter.digest(Path(checkpoint.adapter), self.name),
             "max_new_tokens": self.max_new_tokens,
             "max_prompt_tokens": self.max_prompt_tokens,
             "prompt_template": self.prompt_template,
@@ -170,6 +176,24 @@ class ModelSpec:
             **({"request": dict(server.request)} if server.request else {}),
             **({"options": dict(package.options)} if package.options else {}),
         }
+
+    @property
+    def weights(self) -> Hashable:
+        """What decides which weights are in memory, and where: models with equal ones run on the same.
+
+        Their adapters, templates and limits may differ.
+        """
+        own = self.own(CheckpointOptions)
+        stated = [
+            getattr(own, name) for name in ("dtype", "revision", "trust_remote_code", "allow_pickle", "load")
+        ]
+        share = self.own(VllmOptions).memory_share
+        return json.dumps([self.backend, self.path, self.device, share, *stated], sort_keys=True)
+
+
+def signature_of_older(signature: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's signature as an older messcli kept it, with what that one didn't have."""
+    return {"adapter": None, **signature}
 
 
 def model_spec(**fields: Any) -> ModelSpec:
@@ -323,6 +347,7 @@ _MODEL_FIELDS: dict[str, Callable[[object], Any]] = {
     "revision": values.string,
     "trust_remote_code": values.boolean,
     "allow_pickle": values.boolean,
+    "adapter": values.string,
     "batch_size": values.count,
     "beside": values.boolean,
     "options": values.table,
@@ -433,7 +458,9 @@ def _with_memory_shares(models: list[ModelSpec]) -> list[ModelSpec]:
     """
     engines = [model for model in models if model.backend == "vllm"]
     taken, unsaid = defaultdict[str, float](float), defaultdict[str, int](int)
-    for model in engines:
+    for model in {
+        model.weights: model for model in engines
+    }.values():  # models on the same weights have one engine
         share = model.own(VllmOptions).memory_share
         if model.beside:
             taken[model.device] += share or 0.0
@@ -473,8 +500,9 @@ def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:
         raise ZooError(
             f"{where}: base_url: missing. Say where the server is, such as http://localhost:8000/v1"
         )
-    if "calibration" in fields:
-        fields["calibration"] = os.fspath(file.parent / Path(fields["calibration"]).expanduser())
+    for name in ("calibration", "adapter"):  # a file's, a folder's
+        if name in fields:
+            fields[name] = os.fspath(file.parent / Path(fields[name]).expanduser())
     path = written if served else _resolve(written, file)  # a server's name for a model is no path of ours
     return model_spec(**fields, path=path, path_written=written)
 

@@ -128,7 +128,7 @@ GROUND = ("__init__", "errors", "amounts")  # import nothing of messcli; everyth
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "jsonl records registry snapshots tariff zoo_values",
+        "adapter jsonl records registry snapshots tariff zoo_values",
         "signals files metrics zoo energy predict",
         "models routing state",
         "report",

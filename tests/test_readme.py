@@ -35,6 +35,7 @@ SAMPLES = ROOT / "samples"
 NOT_RUN = {
     "pip install .": "installs from the network; .ci/run does it",
     "pip install '.[vllm]'": "installs from the network; .ci/vllm does it",
+    "pip install '.[lora]'": "installs from the network; the tests' own requirements hold it",
     "pip install '.[ray]'": "installs from the network; .ci/run does it",
     "ray start --head": "leaves servers behind; test_ray_recipe starts a cluster that it can end",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from messcli.errors import ModelError, ModelTooLarge
-from messcli.models.backend import create
+from messcli.models.backend import create, share_weights
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Request
 from messcli.zoo import BUNDLED_ZOO, ModelSpec, load_zoo, model_spec
@@ -169,6 +170,56 @@ class TestEngine:
         made.resume()
         assert made.generate(REQUESTS[:2]) == before
         made.unload()
+
+
+class TestOneCheckpoint:
+    pytestmark = with_vllm
+
+    def test_models_on_one_engine_answer_as_merged_ones_do(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        torch = pytest.importorskip("torch")
+        weights, parts = load_file(Path(LARGE.path) / "model.safetensors"), {}
+        for number in range(16):
+            name = f"model.layers.{number}.self_attn.q_proj"
+            a, b = torch.randn(4, 64) * 0.3, torch.randn(64, 4) * 0.3
+            parts |= {
+                f"base_model.model.{name}.lora_A.weight": a,
+                f"base_model.model.{name}.lora_B.weight": b,
+            }
+            weights[f"{name}.weight"] += 2 * b @ a  # alpha / r = 2
+        (tmp_path / "lora").mkdir()
+        save_file(parts, tmp_path / "lora" / "adapter_model.safetensors")
+        settings = {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj"],
+            "bias": "none",
+        }
+        (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(settings))
+        shutil.copytree(LARGE.path, tmp_path / "merged")
+        save_file(weights, tmp_path / "merged" / "model.safetensors", {"format": "pt"})
+        merged = replace(LARGE, path=str(tmp_path / "merged"))
+        own = {"max_new_tokens": 12, "adapter": str(tmp_path / "lora"), "name": "tuned"}
+        made = [create(one, batch_size=None) for one in (spec(), spec(**own))]
+        share_weights(made)
+        plain, tuned = (
+            [answer.output for answer in TransformersBackend(one, batch_size=None).generate(REQUESTS)]
+            for one in (LARGE, replace(merged, max_new_tokens=12))
+        )
+        assert plain != tuned
+        try:
+            for _ in range(2):
+                assert [answer.output for answer in made[1].generate(REQUESTS)] == tuned
+                assert [answer.output for answer in made[0].generate(REQUESTS)] == plain
+            made[0].unload()
+            assert (made[0].loaded, made[1].loaded) == (False, True)
+            assert [answer.output for answer in made[1].generate(REQUESTS)] == tuned
+        finally:
+            for backend in made:
+                backend.unload()
+        assert not made[1].loaded
 
 
 class TestFailures:

@@ -28,7 +28,7 @@ from messcli.energy.nvml import driver_version, visible_cards
 from messcli.errors import CalibrationError, EnginesError, MeterError, shown
 from messcli.files.sinks import sync_folder
 from messcli.predict.joules import EnergyPrior
-from messcli.zoo import BUNDLED_ZOO, Zoo
+from messcli.zoo import BUNDLED_ZOO, Zoo, signature_of_older
 
 FORMAT = 2  # 2: in load; 1 is read, and knows one load
 FORMATS = (1, FORMAT)
@@ -241,7 +241,7 @@ class Calibration:
                 return f"it has no {where}, only {', '.join(known)}"
             model = known[spec.name]
             now = {**spec.signature(), "device": spec.device}
-            for name, was in {**model.signature, "device": model.device}.items():
+            for name, was in {**signature_of_older(model.signature), "device": model.device}.items():
                 if now.get(name) != was:
                     return f"{where}: {name} was {json.dumps(was)}, and is {json.dumps(now.get(name))}"
         for what, then, here in (

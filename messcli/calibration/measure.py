@@ -36,7 +36,7 @@ from messcli.calibration.readings import Kept, Key, Readings, cell_of, cells_of,
 from messcli.energy import GROUP_PERIODS, Call, EnergyLedger, Meter, open_meter
 from messcli.errors import CalibrationError, ModelError, UsageError
 from messcli.files.requests import InputFields, open_input, read_requests
-from messcli.models.backend import Backend, Exact, create
+from messcli.models.backend import Backend, Exact, create, share_weights
 from messcli.records import Generation, Rejected, Request
 from messcli.signals import Stop, stop_signals
 from messcli.zoo import CheckpointOptions, ModelSpec, Zoo, load_zoo
@@ -192,6 +192,7 @@ def calibrate(
     output = config.output or str(default_path(zoo))
     budget = config.budget_seconds or (QUICK_SECONDS if config.quick else BUDGET_SECONDS)
     backends = [_exact_backend(spec, config.batch_size) for spec in zoo.models]
+    share_weights(backends)
     prompts = _read_prompts(config, tell)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals(tell, "cell"))

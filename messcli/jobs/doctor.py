@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import psutil  # type: ignore[import-untyped]  # carries no types
 
 from messcli import __version__
+from messcli.adapter import read_adapter
 from messcli.calibration.file import find_calibration, hardware
 from messcli.energy import AUTO, MeterOptions, open_meter
 from messcli.energy.nvml import free_memory, visible_devices
@@ -28,7 +29,7 @@ from messcli.errors import CalibrationError, MessError, MeterError, first_line
 from messcli.models.backend import create
 from messcli.registry import BACKENDS, DIALECTS, METERS, METRICS, POLICIES, PREDICTORS
 from messcli.state.database import APPLICATION_ID, SCHEMA_VERSION
-from messcli.zoo import ModelSpec, ServerOptions, Zoo, load_zoo
+from messcli.zoo import CheckpointOptions, ModelSpec, ServerOptions, Zoo, load_zoo
 
 GOOD, LACKING, BAD = "ok", "--", "!!"  # works; isn't here, and isn't needed by this zoo; would stop a run
 CONNECT_SECONDS = 2.0
@@ -38,6 +39,7 @@ PACKAGES = {
     "torch": 'models with backend = "transformers" or "vllm"',
     "transformers": 'models with backend = "transformers" or "vllm"',
     "vllm": 'backend = "vllm"',
+    "peft": 'an adapter of a model with backend = "transformers"',
     "ray": "--engine ray",
     "nvidia-ml-py": "the meter nvml",
     "fasttext-community": "--predictor fasttext",
@@ -174,6 +176,7 @@ def _zoo(config: DoctorConfig, zoo: Zoo) -> Iterator[Finding]:
     yield Finding("zoo", "file", GOOD, f"{zoo.path}: {len(zoo.models)} models, {promised}")
     for spec in zoo.models:
         yield _model(spec)
+    yield from _shared_weights(zoo)
     try:
         devices = tuple(dict.fromkeys(spec.device for spec in zoo.models))
         meter = open_meter(devices=devices, **zoo.metering(config.meter))
@@ -210,13 +213,47 @@ def _model(spec: ModelSpec) -> Finding:
     ):  # others make of a path what they like
         if not path.exists():
             return Finding("zoo", spec.name, BAD, f"{path}: no such folder. Correct path in the zoo file")
-        return Finding("zoo", spec.name, GOOD, f"{spec.backend}, {spec.device}, {path}")
+        return _on_disk(spec, path)
     return Finding(
         "zoo",
         spec.name,
         GOOD,
         f"{spec.backend}, {spec.device}, {spec.path} of the hub",
     )
+
+
+def _on_disk(spec: ModelSpec, path: Path) -> Finding:
+    """A checkpoint's folder, and the adapter on top of it."""
+    text = f"{spec.backend}, {spec.device}, {path}"
+    folder = spec.own(CheckpointOptions).adapter
+    if folder is None:
+        return Finding("zoo", spec.name, GOOD, text)
+    try:
+        adapter = read_adapter(Path(folder), spec.name)
+        adapter.check_files(path)
+    except MessError as error:
+        return Finding("zoo", spec.name, BAD, str(error))
+    if spec.backend == "transformers" and find_spec("peft") is None:
+        return Finding(
+            "zoo",
+            spec.name,
+            BAD,
+            "its adapter needs PEFT, which isn't installed: pip install 'messcli[lora]'",
+        )
+    return Finding("zoo", spec.name, GOOD, f"{text}, with a LoRA of rank {adapter.rank} from {folder}")
+
+
+def _shared_weights(zoo: Zoo) -> Iterator[Finding]:
+    """Models that run on the same weights."""
+    groups: dict[Any, list[str]] = {}
+    for spec in zoo.models:
+        if spec.backend in ("transformers", "vllm"):
+            groups.setdefault(spec.weights, []).append(spec.name)
+    for names in groups.values():
+        if len(names) > 1:
+            yield Finding(
+                "zoo", "weights", GOOD, f"{', '.join(names)} run on one checkpoint, loaded once, in turns"
+            )
 
 
 def _calibration(config: DoctorConfig, zoo: Zoo) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from messcli.energy import AUTO, CPU, EnergyLedger, Weight, open_meter
 from messcli.errors import MeterError, UsageError, ZooError
 from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
-from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create
+from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create, share_weights
 from messcli.models.judge import Judge, Scale
 from messcli.models.live import Live
 from messcli.records import Answer, Asked, Request
@@ -45,6 +45,7 @@ def open_live(
     backends = list(_backends(running, zoo, tell))
     if judge is not None:
         backends.append(Judge(_backend(judge.model, zoo, running), Scale(*judge.scale)))
+    share_weights(backends)
     own = [backend for backend in backends if not isinstance(backend, SelfMetered)]
     devices = dict.fromkeys(device for backend in own for device in backend.devices)
     if own and running.meter == AUTO:

@@ -26,7 +26,7 @@ from messcli.routing.setup import Setup
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.state.state import State
 from messcli.tariff import JOULES
-from messcli.zoo import Zoo
+from messcli.zoo import Zoo, signature_of_older
 
 # (what decides, size of the zoo, plan -> alpha) -> a controller that has seen nothing yet
 CreateController = Callable[[Setup, int, Mapping[str, float]], Controller]
@@ -160,7 +160,7 @@ def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
             if names != other_names:
                 return f"the models {', '.join(names)}", f"the models {', '.join(other_names)}"
             for model, other in zip(models, others, strict=True):
-                for field_name, was in model.items():
+                for field_name, was in signature_of_older(model).items():
                     if was != other.get(field_name):
                         what = f'{field_name} of model "{model["name"]}"'
                         return f"{what} = {json.dumps(was)}", json.dumps(other.get(field_name))

@@ -10,10 +10,10 @@ import gc
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from messcli.errors import ZooError
 from messcli.records import Generation, Request
@@ -213,6 +213,40 @@ class Draining(Protocol):
     def drain(self) -> None:
         """End the stream that is open, from another thread: it yields what is under way, and nothing else."""
         ...
+
+
+@runtime_checkable
+class SharesWeights(Protocol):
+    """A Backend that can run on weights which another one of its kind has loaded."""
+
+    @property
+    def weights(self) -> Hashable:
+        """Models with equal ones can run on the same weights. They don't run at the same time."""
+        ...
+
+    def share(self, other: Any) -> None:
+        """Run on the weights of `other`, a backend with equal `weights`; before either is loaded.
+
+        `load` and `unload` of each stay as they are: the first that loads reads the weights, and the last that unloads
+        lets them go. `suspend` suspends all of them.
+        """
+        ...
+
+
+def weights_of(backends: Sequence[Backend]) -> list[list[int]]:
+    """The backends by the weights that they run on: indices, in the order of `backends`."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, backend in enumerate(backends):
+        key = ("shared", backend.weights) if isinstance(backend, SharesWeights) else ("own", index)
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def share_weights(backends: Sequence[Backend]) -> None:
+    """Let backends whose weights are the same have them in memory once."""
+    for first, *others in weights_of(backends):
+        for index in others:
+            cast(SharesWeights, backends[index]).share(backends[first])
 
 
 @runtime_checkable

@@ -10,21 +10,23 @@ Prompts, limits and decoding options are `checkpoint.py`'s.
 from __future__ import annotations
 
 import copy
-import gc
 import threading
 import weakref
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # carries no types
 import torch
 import transformers
 
-from messcli.errors import ModelError, first_line
+from messcli.adapter import read_adapter
+from messcli.errors import MessError, first_line
 from messcli.models.backend import Group, InBatches, collector_paused, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint, cure_for, first_attribute, is_out_of_memory
+from messcli.models.weights import Weights, free_memory
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec, TransformersOptions
 
@@ -48,10 +50,9 @@ class TransformersBackend(InBatches):
         self._own = spec.own(TransformersOptions)
         self._batch_size = batch_size if batch_size is not None else spec.batch_size
         self.checkpoint = Checkpoint(spec)
-        self._model: Any = None
-        self._generation_config: Any = None
+        self._weights = Weights()
+        self._generation_config: Any = None  # None: this model isn't loaded
         self._stops: _StopStrings | None = None
-        self._parked: Any = None  # the model in this host's memory, while it is suspended
         self._cancelled = threading.Event()
         self._longest: int | None = None  # tokens of an answer, of those so far
         self._answers = 0
@@ -64,19 +65,29 @@ class TransformersBackend(InBatches):
         return True
 
     @property
+    def weights(self) -> Hashable:
+        """See `messcli.models.backend.SharesWeights`."""
+        return self.spec.weights
+
+    def share(self, other: Any) -> None:
+        """See `messcli.models.backend.SharesWeights`."""
+        self._weights = other._weights
+
+    @property
     def model(self) -> Any:
         """transformers' own model; None while it isn't loaded."""
-        return self._model
+        return self._weights.model
 
     @property
     def loaded(self) -> bool:
-        return self._model is not None
+        has_own = self._own.adapter is None or self._weights.has(self.spec.name)
+        return self.model is not None and self._generation_config is not None and has_own
 
     @property
     def devices(self) -> tuple[str, ...]:
         """Where the weights are; before loading, where `device` says that they will be."""
-        if self._model is not None:
-            return _devices_of(self._model)
+        if self.model is not None:
+            return _devices_of(self.model)
         if self.spec.device != "auto":
             return (self.spec.device,)
         cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -88,11 +99,30 @@ class TransformersBackend(InBatches):
         Raises ModelError naming model, path and cure: missing or pickled weights, a hub that can't be
         reached, gated models, code that would have to be trusted, a missing card, too little memory.
         """
-        if self._model is not None:
-            return
-        if self._parked is not None:
+        weights = self._weights
+        if weights.parked is not None:
             self._unpark()
+        if self.loaded:
             return
+        path = self._own.adapter
+        adapter = None if path is None else read_adapter(Path(path), self.spec.name)
+        if weights.model is None:
+            weights.put(self._read_weights())
+        weights.hold(self.spec.name)
+        try:
+            if adapter is not None:
+                weights.attach(self.spec.name, adapter)
+            options = self.checkpoint.generation_options(weights.defaults)
+            if options.stop_strings:
+                self._stops = _StopStrings(options.stop_strings, self.checkpoint.tokenizer)
+                options.stop_strings = None  # transformers' own criterion can't read every tokenizer
+            self._generation_config = options
+            self._warm_up()
+        except MessError:
+            self.unload()
+            raise
+
+    def _read_weights(self) -> Any:
         self._check_device()
         config = self.checkpoint.config
         self.checkpoint.check_limits()
@@ -107,7 +137,7 @@ class TransformersBackend(InBatches):
             with collector_paused():
                 model, report = kind.from_pretrained(self.spec.path, **options, output_loading_info=True)
         except Exception as error:
-            _free_memory()
+            free_memory()
             raise self.checkpoint.explained(error) from error
         # transformers fills what a checkpoint lacks with random numbers and goes on
         if missing := sorted(report.get("missing_keys", ())):
@@ -115,61 +145,41 @@ class TransformersBackend(InBatches):
                 f"the checkpoint lacks {len(missing)} of the model's weights ({missing[0]} is one)",
                 "Get a complete checkpoint",
             )
-        model.eval()
-        options = self.checkpoint.generation_options(model.generation_config)
-        if options.stop_strings:
-            self._stops = _StopStrings(options.stop_strings, self.checkpoint.tokenizer)
-            options.stop_strings = None  # transformers' own criterion can't read every tokenizer
-        self._generation_config = options
-        self._model = model
-        try:
-            self._warm_up()
-        except ModelError:
-            self.unload()
-            raise
-        # generate() fills what is None in ours from the model's own, sampling temperature included
-        model.generation_config = self._generation_config
+        return model.eval()
 
     def _warm_up(self) -> None:
         """One token, so that what happens once (lazy imports, kernels) is billed to loading, not to a request."""
         config = copy.deepcopy(self._generation_config)
         config.update(min_new_tokens=1, max_new_tokens=1)
-        self._model.generation_config = config
         self.run([array("i", [0])], Request("warm-up", ""), config)
         self._synchronize()
 
     def unload(self) -> None:
-        """Drop the weights and give their memory back; the tokenizer stays."""
-        model = None if self._model is None else weakref.ref(self._model)
-        self._model = self._parked = None
+        """Give the memory back that no other model uses; the tokenizer stays."""
+        model = None if self.model is None else weakref.ref(self.model)
         self._generation_config = self._stops = None
         self.checkpoint.forget_prompts()
-        # most are gone by now; the collector, which walks all libraries (0.1 CPU s), is for those in a cycle
-        _free_memory(collect=model is not None and model() is not None)
+        if self._weights.release(self.spec.name):
+            # most are gone by now; the collector, which walks all libraries (0.1 CPU s), is for those in a cycle
+            free_memory(collect=model is not None and model() is not None)
 
     def suspend(self) -> None:
-        """Move the weights from one card into this host's memory, where there is room; else drop them."""
-        if self._model is None:
-            return
-        model, cards = self._model, [device for device in self.devices if device != "cpu"]
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        movable = len(cards) == 1 and len(self.devices) == 1 and not getattr(model, "is_quantized", False)
-        if not movable or weights > psutil.virtual_memory().available:
+        """Move the weights from one card into this host's memory, where there is room; else drop them.
+
+        Other models on the same weights are suspended with it.
+        """
+        if not self._weights.suspend(self.devices):
+            self._weights.drop()
             self.unload()
-            return
-        self._parked, self._model = (model.to("cpu"), cards[0]), None
-        _free_memory()
 
     def resume(self) -> None:
         self.load()
 
     def _unpark(self) -> None:
-        model, card = self._parked
         try:
-            self._model, self._parked = model.to(card), None
+            self._weights.unpark()
         except Exception as error:
-            model.to("cpu")
-            _free_memory()
+            free_memory()
             raise self.checkpoint.explained(error) from error
         self._synchronize()
 
@@ -300,8 +310,8 @@ class TransformersBackend(InBatches):
         return most, budget if self._token_budget is None else min(budget, self._token_budget)
 
     def _model_dtype(self) -> torch.dtype:
-        if self._model is not None:
-            dtype = self._model.dtype
+        if self.model is not None:
+            dtype = self.model.dtype
         else:
             dtype = (
                 self._own.dtype
@@ -354,7 +364,7 @@ class TransformersBackend(InBatches):
                     self._longest = max(self._longest or 0, answer.output_tokens)
                     self._answers += 1
                 continue
-            _free_memory()
+            free_memory()
             longest = max(len(prompts[index]) for index in chunk) + self.spec.max_new_tokens
             if len(chunk) == 1:
                 answers[chunk[0]] = Generation(
@@ -381,7 +391,7 @@ class TransformersBackend(InBatches):
         Raises ModelError also when the batch doesn't fit into memory, or the model ends its answers earlier.
         """
         self.load()
-        vocabulary = int(self._model.get_input_embeddings().num_embeddings)
+        vocabulary = int(self.model.get_input_embeddings().num_embeddings)
         prompts = self.checkpoint.random_prompts(vocabulary, prompt_tokens, batch_size)
         config = copy.deepcopy(self._generation_config)
         # no end token counts before the last position
@@ -391,7 +401,7 @@ class TransformersBackend(InBatches):
             request = Request(f"calibration {start}", "")
             rows = self.run(prompts[start : start + size], request, config)
             if rows is None:
-                _free_memory()
+                free_memory()
                 raise self.checkpoint.error(
                     f"{size} prompts of {prompt_tokens} tokens with answers of {output_tokens} don't fit into memory",
                     "Lower --batch-size, or --prompt-tokens",
@@ -416,7 +426,7 @@ class TransformersBackend(InBatches):
 
         `config` None: the model's generation options.
         """
-        model, config = self._model, config or self._generation_config
+        config = config or self._generation_config
         tokens, mask = self._padded(prompts)
         start = 1 if self.checkpoint.config.is_encoder_decoder else tokens.shape[1]
         stops = transformers.StoppingCriteriaList([_Cancelled(self._cancelled)])
@@ -428,7 +438,11 @@ class TransformersBackend(InBatches):
         if self._own.threads is not None:
             torch.set_num_threads(self._own.threads)  # for the whole process; models take turns
         try:
-            with torch.inference_mode(), self._seeded(first):
+            with (
+                self._weights.use(self.spec.name, self._generation_config) as model,
+                torch.inference_mode(),
+                self._seeded(first),
+            ):
                 output = model.generate(
                     input_ids=tokens.to(model.device),
                     attention_mask=mask.to(model.device),
@@ -481,10 +495,13 @@ class TransformersBackend(InBatches):
             config.update(max_new_tokens=1, min_new_tokens=None, do_sample=False, num_beams=1)
             tokens, mask = self._padded(list(prompts.values()))
             try:
-                with torch.inference_mode():
-                    output = self._model.generate(
-                        input_ids=tokens.to(self._model.device),
-                        attention_mask=mask.to(self._model.device),
+                with (
+                    self._weights.use(self.spec.name, self._generation_config) as model,
+                    torch.inference_mode(),
+                ):
+                    output = model.generate(
+                        input_ids=tokens.to(model.device),
+                        attention_mask=mask.to(model.device),
                         generation_config=config,
                         output_logits=True,
                         return_dict_in_generate=True,
@@ -599,13 +616,6 @@ class _StopStrings(transformers.StoppingCriteria):  # type: ignore[misc]  # carr
             text = self._tokenizer.decode(tails[row])
             ended[row] = any(string in text for string in self.strings)
         return ended.to(input_ids.device)
-
-
-def _free_memory(*, collect: bool = True) -> None:
-    if collect:
-        gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def free_bytes(devices: Sequence[str]) -> int:

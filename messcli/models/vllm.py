@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # carries no types
 import transformers
 
-from messcli.errors import ModelError, ModelTooLarge
+from messcli.adapter import Adapter, read_adapter
+from messcli.errors import ModelError, ModelTooLarge, ZooError
 from messcli.models.backend import Group, confidence_of, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint
 from messcli.models.processes import child_pids, live_seconds
@@ -80,6 +81,59 @@ class _Running:
         return max(0, read), len(fresh)
 
 
+# ranks that vLLM keeps room for; it refuses others
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class _Engine:
+    """vLLM's engine and its processes, for all models of the zoo that run on its weights."""
+
+    def __init__(self, first: VllmBackend) -> None:
+        self.members = [first]
+        self.llm: Any = None
+        self.can_sleep = False
+        self.asleep: int | None = None  # vLLM's sleep level
+        self.streams = 0
+        self.pids: set[int] = set()
+        self.log: _EngineLog | None = None
+        self._holders: set[str] = set()
+
+    def hold(self, name: str) -> None:
+        self._holders.add(name)
+
+    def release(self, name: str) -> None:
+        """The model `name` doesn't run on it any more; when nobody does, its processes end."""
+        self._holders.discard(name)
+        if not self._holders:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the processes, and with them what they hold."""
+        llm, self.llm = self.llm, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+        self.asleep, self.pids = None, set()
+        self.close_log()
+
+    def close_log(self) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        if self.log is None:
+            self.log = _EngineLog()
+        with self.log.kept():
+            yield
+
+    def adapters(self) -> list[str]:
+        """The folders of its models' adapters, each once. Their places, from 1, are their numbers in vLLM."""
+        folders = [member.spec.own(VllmOptions).adapter for member in self.members]
+        return list(dict.fromkeys(folder for folder in folders if folder is not None))
+
+
 class VllmBackend:
     """One model of the zoo, run by vLLM. See `messcli.models.backend.Backend` for the protocol.
 
@@ -92,21 +146,27 @@ class VllmBackend:
         self.checkpoint = Checkpoint(spec, positions=self._own.load.get("max_model_len"))
         self._batch_size = batch_size if batch_size is not None else spec.batch_size
         self.generation_config: Any = None  # of transformers, once it is loaded
-        self._engine: Any = None
-        self._can_sleep = False
-        self._asleep: int | None = None  # vLLM's sleep level
-        self._streams = 0
+        self._engine = _Engine(self)
         self._draining = False
-        self._log: _EngineLog | None = None
-        self._pids: set[int] = set()
 
     @property
     def occupies_memory(self) -> bool:
         return True
 
     @property
+    def weights(self) -> Hashable:
+        """See `messcli.models.backend.SharesWeights`."""
+        return self.spec.weights
+
+    def share(self, other: Any) -> None:
+        """See `messcli.models.backend.SharesWeights`."""
+        self._engine = other._engine
+        self._engine.members.append(self)
+
+    @property
     def loaded(self) -> bool:
-        return self._engine is not None and self._asleep is None
+        engine = self._engine
+        return engine.llm is not None and engine.asleep is None and self.generation_config is not None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -122,54 +182,82 @@ class VllmBackend:
         return tuple(f"cuda:{index}" for index in range(cards))
 
     def cpu_seconds(self) -> float:
-        return live_seconds(self._pids)
+        engine = self._engine
+        return live_seconds(engine.pids) if engine.members[0] is self else 0.0  # once for all
 
     # --- loading ---
 
     def load(self) -> None:
         """Start the engine, or wake it; does nothing when it runs. Raises ModelError as `transformers` does."""
-        if self._engine is not None:
+        engine = self._engine
+        if engine.llm is not None:
             self._wake()
+        if self.loaded:
             return
         self._check_place()
         config = self.checkpoint.config
         self.checkpoint.check_limits()
-        self.generation_config = self.checkpoint.generation_options(self._defaults(config))
+        adapter = self._adapter()
+        if adapter is not None and (base := Path(self.spec.path)).is_dir():
+            adapter.check_files(base)
+        options = self.checkpoint.generation_options(self._defaults(config))
+        if engine.llm is None:
+            self.generation_config = options
+            self._start()
+        self.generation_config = options
+        engine.hold(self.spec.name)
+
+    def _start(self) -> None:
+        engine = self._engine
         before = child_pids()
-        with self._logging():
+        with engine.logging():
             try:
                 from vllm import LLM
             except ImportError as error:
-                self._close_log()
+                self._give_up()
                 raise self.checkpoint.error(f"vLLM isn't installed ({error})", INSTALL) from error
             try:
                 self._sampling(Request("", ""))
             except ValueError as error:
-                self._close_log()
+                self._give_up()
                 raise self.checkpoint.error(
                     f"generation: {' '.join(str(error).split())}", "Correct it"
                 ) from error
-            options = self._engine_options()
             try:
-                self._engine = LLM(**options)
-                self._can_sleep = bool(options.get("enable_sleep_mode"))
+                options = self._engine_options()
+                engine.llm = LLM(**options)
+                engine.can_sleep = bool(options.get("enable_sleep_mode"))
+            except ZooError:  # another model's adapter
+                self._give_up()
+                raise
             except Exception as error:
                 told = self._engine_error(error)
-                self._close_log()
+                self._give_up()
                 raise told from error
-        self._pids = child_pids() - before
+        engine.pids = child_pids() - before
+
+    def _give_up(self) -> None:
+        self.generation_config = None
+        self._engine.close_log()
+
+    def _adapter(self) -> Adapter | None:
+        folder = self._own.adapter
+        return None if folder is None else read_adapter(Path(folder), self.spec.name)
+
+    def _lora(self) -> Any:
+        """What vLLM is told of a request's adapter; None: it has none."""
+        folder = self._own.adapter
+        if folder is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(folder, 1 + self._engine.adapters().index(folder), folder)
 
     def unload(self) -> None:
-        """End the engine's processes, and with them what they hold."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.llm_engine.engine_core.shutdown()
-            del engine
-        self._asleep = None
+        """End the engine's processes, and with them what they hold, where no other model runs on it."""
         self.generation_config = None
-        self._pids = set()
-        self._close_log()
         self.checkpoint.forget_prompts()
+        self._engine.release(self.spec.name)
 
     def suspend(self) -> None:
         """On a card vLLM's sleep mode; elsewhere the engine ends.
@@ -177,31 +265,35 @@ class VllmBackend:
         Level 1 keeps the weights in this host's memory, where there is room for them; level 2 drops them, and
         waking reads them again.
         """
-        if self._engine is None or self._asleep is not None:
-            return
-        if not self._can_sleep:
-            self.unload()
+        engine = self._engine
+        if engine.llm is None or engine.asleep is not None:
             return
         weights = self._weight_bytes()
         level = 1 if weights is not None and weights < psutil.virtual_memory().available else 2
+        if not engine.can_sleep or (
+            level == 2 and engine.adapters()
+        ):  # level 2 reads only the checkpoint again
+            engine.stop()
+            return
         with self._failing("can't be put to sleep"):
-            self._engine.sleep(level=level)
-        self._asleep = level
+            engine.llm.sleep(level=level)
+        engine.asleep = level
 
     def resume(self) -> None:
         self.load()
 
     def _wake(self) -> None:
-        if self._asleep is None:
+        engine = self._engine
+        if engine.asleep is None:
             return
         with self._failing("can't be woken"):
-            if self._asleep == 1:
-                self._engine.wake_up()
+            if engine.asleep == 1:
+                engine.llm.wake_up()
             else:
-                self._engine.wake_up(tags=["weights"])
-                self._engine.collective_rpc("reload_weights")
-                self._engine.wake_up(tags=["kv_cache"])
-        self._asleep = None
+                engine.llm.wake_up(tags=["weights"])
+                engine.llm.collective_rpc("reload_weights")
+                engine.llm.wake_up(tags=["kv_cache"])
+        engine.asleep = None
 
     def _weight_bytes(self) -> int | None:
         """Of the checkpoint's files; None where they can't be found."""
@@ -225,25 +317,13 @@ class VllmBackend:
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
         """An engine that fails is ended: it answers nothing any more. Raises ModelError with its own words."""
-        with self._logging():
+        with self._engine.logging():
             try:
                 yield
             except Exception as error:
                 told = self._engine_error(error, what)
-                self.unload()
+                self._engine.stop()
                 raise told from error
-
-    def _close_log(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    @contextlib.contextmanager
-    def _logging(self) -> Iterator[None]:
-        if self._log is None:
-            self._log = _EngineLog()
-        with self._log.kept():
-            yield
 
     def _check_place(self) -> None:
         if self.spec.device.partition(":")[2] not in ("", "0"):
@@ -275,7 +355,9 @@ class VllmBackend:
         spec = self.spec
         # room for the longest prompt that we send and its answer: vLLM refuses to start where its cache can't
         # hold one request of the model's whole context
-        limit = self.context_length
+        members = self._engine.members
+        limits = [(one.context_length, one.spec.max_new_tokens) for one in members]
+        rows = [one._batch_size for one in members]
         options: dict[str, Any] = {
             "model": spec.path,
             "dtype": self._own.dtype,
@@ -286,10 +368,17 @@ class VllmBackend:
         }
         if self._own.memory_share is not None:
             options["gpu_memory_utilization"] = self._own.memory_share
-        if limit is not None:
-            options["max_model_len"] = limit + spec.max_new_tokens
-        if self._batch_size is not None:
-            options["max_num_seqs"] = self._batch_size
+        whole = [limit + most for limit, most in limits if limit is not None]
+        if len(whole) == len(members):
+            options["max_model_len"] = max(whole)
+        stated = [most for most in rows if most is not None]
+        if len(stated) == len(members):
+            options["max_num_seqs"] = max(stated)
+        if adapters := [adapter for one in members if (adapter := one._adapter()) is not None]:
+            rank = max(adapter.rank for adapter in adapters)
+            options["enable_lora"] = True
+            options["max_loras"] = len(self._engine.adapters())
+            options["max_lora_rank"] = next((room for room in _RANKS if room >= rank), rank)
         if not self._own.allow_pickle:
             options["load_format"] = "safetensors"
         if self.devices[0] != "cpu":
@@ -348,16 +437,19 @@ class VllmBackend:
         refused, prompts = self.checkpoint.prompts(requests)
         if refused:
             yield group_of(refused)
-        self._streams += 1
+        self._engine.streams += 1
         self._draining = False
-        names = {index: f"{self._streams}-{index}" for index in sorted(prompts, key=prompts.__getitem__)}
+        names = {
+            index: f"{self._engine.streams}-{index}" for index in sorted(prompts, key=prompts.__getitem__)
+        }
         running: dict[str, _Running] = {}
-        engine = self._engine.llm_engine
+        engine, lora = self._engine.llm.llm_engine, self._lora()
         try:
             with self._failing("failed while answering"):
                 for index, name in names.items():
                     ids = list(prompts[index])
-                    engine.add_request(name, {"prompt_token_ids": ids}, self._sampling(requests[index]))
+                    sampling = self._sampling(requests[index])
+                    engine.add_request(name, {"prompt_token_ids": ids}, sampling, lora_request=lora)
                     running[name] = _Running(index, len(ids))
             while running:
                 with self._failing("failed while answering"):
@@ -368,7 +460,7 @@ class VllmBackend:
                     group = self._group(engine, running)
                 yield group
         finally:
-            if running and self._engine is not None:
+            if running and self._engine.llm is not None:
                 self._drop(engine, list(running), running)
 
     def drain(self) -> None:
@@ -442,10 +534,11 @@ class VllmBackend:
         vocabulary = int(self.checkpoint.config.get_text_config().vocab_size)
         prompts = self.checkpoint.random_prompts(vocabulary, prompt_tokens, batch_size)
         with self._failing("failed while answering"):
-            self._engine.generate(
+            self._engine.llm.generate(
                 [{"prompt_token_ids": list(ids)} for ids in prompts],
                 [parameters] * batch_size,
                 use_tqdm=False,
+                lora_request=self._lora(),
             )
         return [Generation("", prompt_tokens, output_tokens)] * batch_size
 
@@ -453,7 +546,9 @@ class VllmBackend:
 
     def _engine_error(self, error: Exception, what: str = "can't be loaded") -> ModelError:
         """An engine's processes tell their parent little more than that they failed; their log has the cause."""
-        text = (self._log and self._log.cause()) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = (
+            self._engine.log and self._engine.log.cause()
+        ) or f"{type(error).__name__}: {' '.join(str(error).split())}"
         if "memory" in text and any(word in text for word in ("less than", "No available", "out of memory")):
             return self.checkpoint.error(
                 f"does not fit into its share of the memory ({text})",

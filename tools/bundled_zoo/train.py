@@ -164,12 +164,18 @@ def _batches(recipe: Recipe, ids: dict[str, int]) -> Iterator[tuple[torch.Tensor
 
 def train(recipe: Recipe) -> LlamaForCausalLM:
     """The trained model of a recipe. On one machine, the same recipe gives the same weights."""
+    return fit(new_model(recipe), recipe)
+
+
+def fit(model: LlamaForCausalLM, recipe: Recipe) -> LlamaForCausalLM:
+    """Train those of a model's weights that take gradients, on the texts and at the rate of a recipe."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    model = new_model(recipe).train()
+    model.train()
+    weights = [one for one in model.parameters() if one.requires_grad]
     ids = {word: number for number, word in enumerate([*SPECIALS, *vocabulary()])}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = max(1, min(200, recipe.steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, (recipe.steps - step) / (recipe.steps - warm_up))
@@ -182,7 +188,7 @@ def train(recipe: Recipe) -> LlamaForCausalLM:
         loss = cross_entropy(model.lm_head(hidden), targets[learnt])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         if step % 250 == 0:
