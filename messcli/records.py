@@ -6,6 +6,7 @@ Knows nothing of models, meters or the algorithm: a record is what was read, dec
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -54,6 +55,7 @@ class Request:
     key: bytes = b""  # what the state knows the request by
     digest: bytes = b""  # of the prompt: a known key with another digest is a changed request
     source: str = ""  # the input's name, for messages
+    options: tuple[str, ...] = ()  # one-token answers: how likely each is, is wanted in place of a text
 
     def reject(self, why: str) -> Rejected:
         """This request as one that can't be routed. Known by its content, so that a mended line is new."""
@@ -92,14 +94,27 @@ class Generation:
     finish: str | None = None  # stop, length, filtered, tool_calls; None where it isn't known
     # None where the backend can't tell. Compared to nothing: batches of other sizes sum in another order
     confidence: Mapping[str, float] | None = field(default=None, compare=False)
+    # Probabilities of the request's options as the next token; None where the backend can't tell them
+    weights: tuple[float, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """A larger model has read a question and an answer."""
 
-    probability: float  # that the answer is right
-    joules: float
+    probability: float | None  # that the answer is right; None: it told none
+    joules: float | None  # None where they couldn't be read
+    meter: str | None = None  # that read them; None: of a table
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A judge has read a question and an answer."""
+
+    accuracy: float | None  # in [0, 1]; None: it gave no score
+    joules: float | None  # None where they couldn't be read
+    meter: str | None = None  # that read them
+    why: str | None = None  # there is no score
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +133,13 @@ class Outcome:
     unscored: str | None = None  # why the metric gave no accuracy; the answer itself stands
     confidence: Mapping[str, float] | None = None  # as of `Generation`; a recorded one may hold `mean` alone
     checks: Mapping[str, Check] | None = None  # by the larger model's name: what it says, or would say
-    judged_joules: float = 0.0  # of judging this answer, not in `joules`
-    judge_meter: str | None = None  # that read them; None: it wasn't judged
+    judgements: tuple[Judgement, ...] = ()  # of a judge; their joules aren't in `joules`
+    weights: tuple[float, ...] | None = None  # as of `Generation`
+
+    @property
+    def judged_joules(self) -> float:
+        """Joules of judging this answer, as far as they are known."""
+        return math.fsum(one.joules or 0.0 for one in self.judgements)
 
     def dumps(self) -> bytes:
         """As JSON. Floats come back exactly."""
@@ -132,6 +152,9 @@ class Outcome:
         checks = plain.get("checks")
         if checks is not None:
             plain["checks"] = {name: Check(**check) for name, check in checks.items()}
+        for name in ("judged_joules", "judge_meter"):  # of earlier versions, which kept no judgement
+            plain.pop(name, None)
+        plain["judgements"] = tuple(Judgement(**one) for one in plain.get("judgements", ()))
         return cls(**plain)
 
 
@@ -154,6 +177,17 @@ class Decision:
     counted_on: float | None = None  # expected accuracy of what is served in the end; None: that of `model`
     given: tuple[float, ...] | None = None  # Â_m(t) of every model once the first one's answer is looked at
 
+    def checks(self, m: int) -> bool:
+        """Whether `checked_by` reads the answer of model m: of the first one asked, and of all on an exploration."""
+        if self.checked_by is None or m >= self.checked_by:
+            return False
+        return self.explored or m == self.asked[0]
+
+    @property
+    def is_one_stage(self) -> bool:
+        """Whether nothing is asked because of an answer: no larger model, and nobody who reads it."""
+        return not self.larger and self.checked_by is None and not self.audited
+
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Decision:
         """From the object that JSON makes of it. Raises TypeError for anything else."""
@@ -162,6 +196,11 @@ class Decision:
             for name in ("asked", "estimates", "joules_predicted", "given")
         }
         return cls(**{**plain, **rows, "larger": tuple(plain.get("larger", ()))})
+
+
+def check_id(request: str | int, of: str) -> str:
+    """What messages, and a table of recorded joules, know a check by."""
+    return f"{request} (check of {of})"
 
 
 Asked = Sequence[tuple[Request, Sequence[int]]]  # the models that each request is put to
@@ -207,6 +246,7 @@ def row_of(
 
 def outcome_fields(outcome: Outcome) -> dict[str, Any]:
     """An outcome as a table of `record` has it; `messcli/simulation/table.py` reads it."""
+    told = {name: check for name, check in (outcome.checks or {}).items() if check.probability is not None}
     fields: dict[str, Any] = {
         "output": outcome.output,
         "accuracy": outcome.accuracy,
@@ -217,9 +257,11 @@ def outcome_fields(outcome: Outcome) -> dict[str, Any]:
         "meter": outcome.meter,
         "error": outcome.error,
         "confidence": outcome.confidence,
+        "checks": told and {name: check.probability for name, check in told.items()},
+        "check_joules": told and {name: check.joules for name, check in told.items()},
     }
     # joules always stand there: null says that they aren't known
-    return {name: value for name, value in fields.items() if value is not None or name == "joules"}
+    return {name: value for name, value in fields.items() if value not in (None, {}) or name == "joules"}
 
 
 def rejected_row(rejected: Rejected, names: Mapping[str, str] = _AS_THEY_ARE) -> dict[str, Any]:

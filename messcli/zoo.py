@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -223,6 +223,15 @@ class JudgeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LookSpec:
+    """How a larger model reads the answers of smaller ones: `[look]`."""
+
+    check: str | None = None  # the template; None: that of `messcli.models.check`
+    by: str | None = None  # the model that reads; None: the largest
+    checks: bool = True  # False: answers are looked at without
+
+
+@dataclass(frozen=True, slots=True)
 class Zoo:
     """The models, smallest to largest, and what the zoo file promises."""
 
@@ -234,6 +243,7 @@ class Zoo:
     plans: Mapping[str, float] = field(default_factory=dict)  # plan name -> its own alpha
     energy: Mapping[str, Any] = field(default_factory=dict)  # what [energy] says of meters
     judge: JudgeSpec | None = None  # of `metric = "judge"`
+    look: LookSpec = field(default_factory=LookSpec)
     description: str | None = None
     path: Path | None = None  # the file it was read from
     found: bool = False  # it lay in the working folder, and nobody named it: it may be a stranger's
@@ -247,6 +257,14 @@ class Zoo:
     def largest(self) -> ModelSpec:
         """The last one listed: declared, never inferred from parameter counts."""
         return self.models[-1]
+
+    @property
+    def checkers(self) -> dict[int, int]:
+        """Model -> the larger one that can read its answers."""
+        if not self.look.checks:
+            return {}
+        reader = len(self.models) - 1 if self.look.by is None else self.names.index(self.look.by)
+        return dict.fromkeys(range(reader), reader)
 
     @property
     def tariff(self) -> Tariff:
@@ -391,7 +409,12 @@ _JUDGE_FIELDS: dict[str, Callable[[object], Any]] = {
     "scale": values.scale,
     "twice": values.alpha,
 }
-_TOP_LEVEL = ("sla", "models", "plans", "energy", "judge", "description")
+_LOOK_FIELDS: dict[str, Callable[[object], Any]] = {
+    "check": values.string,
+    "by": values.name,
+    "checks": values.boolean,
+}
+_TOP_LEVEL = ("sla", "models", "plans", "energy", "judge", "look", "description")
 
 
 def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
@@ -434,6 +457,7 @@ def _parse(document: Mapping[str, Any], file: Path) -> Zoo:
         },
         energy=_fields(document.get("energy", {}), _ENERGY_FIELDS, f"{file}: [energy]"),
         judge=_judge(document["judge"], file) if "judge" in document else None,
+        look=_look(document.get("look", {}), [model.name for model in models], file),
         description=description,
         path=file,
     )
@@ -483,6 +507,16 @@ def _judge(table: object, file: Path) -> JudgeSpec:
     if "model" not in fields:
         raise ZooError(f"{file}: [judge]: no model. Add a table [judge.model] with name and path")
     return JudgeSpec(**{**fields, "model": _model({"max_new_tokens": 8, **fields["model"]}, 0, file)})
+
+
+def _look(table: object, names: Sequence[str], file: Path) -> LookSpec:
+    look = LookSpec(**_fields(table, _LOOK_FIELDS, f"{file}: [look]"))
+    if look.by is not None and look.by not in names:
+        raise ZooError(f"{file}: [look]: by: no model {shown(look.by)}. Models are {', '.join(names)}")
+    for field_name in ("{request}", "{answer}"):
+        if look.check is not None and field_name not in look.check:
+            raise ZooError(f"{file}: [look]: check: must contain {field_name}, which is put there")
+    return look
 
 
 def _model(table: Mapping[str, Any], number: int, file: Path) -> ModelSpec:

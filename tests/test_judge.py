@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from tiny_models import WORDS, save_llama
 
 from messcli.cli import main
 from messcli.errors import EXIT_ROWS_WITH_ERRORS, EXIT_USAGE
-from messcli.models.judge import TEMPLATE, Judge, Scale, Weighs, question, score_of, template_of
+from messcli.models.judge import TEMPLATE, Scale, expected, question, score_of
 from messcli.models.transformers import TransformersBackend
+from messcli.models.untrusted import template_of
 from messcli.records import Generation, Request
 from messcli.registry import BACKENDS
 from messcli.zoo import model_spec
@@ -192,9 +192,9 @@ def test_a_reference_is_shown_where_there_is_one() -> None:
 
 
 def test_a_template_needs_request_and_answer() -> None:
-    assert template_of(None) == TEMPLATE
+    assert template_of(None, TEMPLATE) == TEMPLATE
     with pytest.raises(ValueError, match=r"lacks \{answer\}"):
-        template_of("judge {request}")
+        template_of("judge {request}", TEMPLATE)
 
 
 # ---- scores ------------------------------------------------------------------------------------------
@@ -214,23 +214,22 @@ def test_what_is_no_score_is_refused(reply: str | None) -> None:
         score_of(reply, Scale())
 
 
-class Weighing(FakeBackend):
-    """Tells probabilities instead of writing."""
+def test_the_expectation_over_the_scores_is_taken_where_probabilities_are_known(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weighing(self: FakeJudge, request: Request) -> Generation:
+        assert request.options == ("1", "2", "3", "4", "5")
+        return Generation("1", 7, 1, weights=(0.0, 0.0, 0.0, 0.1, 0.3))  # what it writes doesn't count
 
-    def weigh(
-        self, batch: Sequence[Request], options: Sequence[str]
-    ) -> list[tuple[Sequence[float] | str, int]]:
-        assert list(options) == ["1", "2", "3", "4", "5"]
-        return [([0.0, 0.0, 0.0, 0.1, 0.3], 7) for _ in batch]
+    monkeypatch.setattr(FakeJudge, "_generation", weighing)
+    job.route()
+    assert all(row["accuracy"] == pytest.approx(0.9375) for row in job.rows() if row["audited"])
 
 
-def test_the_expectation_over_the_scores_is_taken_where_probabilities_are_known() -> None:
-    spec = model_spec(name="small", path="./x", backend="transformers")
-    (answer,) = Judge(Weighing(spec, batch_size=1), Scale()).generate([Request("r", "a")])
-    assert answer.output is not None
-    assert float(answer.output) == pytest.approx(4.75)  # what else the model would write doesn't count
-    assert (answer.prompt_tokens, answer.output_tokens) == (7, 1)
-    assert score_of(answer.output, Scale()) == pytest.approx(0.9375)
+def test_an_expectation_needs_a_likely_score() -> None:
+    assert expected((0.0, 0.0, 0.0, 0.1, 0.3), Scale()) == pytest.approx(4.75)
+    assert expected((0.0,) * 5, Scale()) is None
+    assert expected((float("nan"),) * 5, Scale()) is None
 
 
 def test_transformers_weighs_options_in_one_pass_as_a_single_prompt_does(tmp_path: Path) -> None:
@@ -248,16 +247,24 @@ def test_transformers_weighs_options_in_one_pass_as_a_single_prompt_does(tmp_pat
         ),
         batch_size=4,
     )
-    assert isinstance(backend, Weighs)
     options = ("w1", "w2", "w3")
-    many = [Request(n, " ".join(WORDS[n : 2 * n + 3])) for n in range(5)]
-    weighed = backend.weigh(many, options)
+    many = [Request(n, " ".join(WORDS[n : 2 * n + 3]), options=options) for n in range(5)]
+    text = Request("text", "w1 w2")  # asked for in the same batch
+    *weighed, written = backend.generate([*many, text])
+    assert written == backend.generate([text])[0]
+    assert written.weights is None
     ids = [backend.checkpoint.tokenizer.convert_tokens_to_ids(option) for option in options]
-    for request, (weights, tokens) in zip(many, weighed, strict=True):
+    for request, found in zip(many, weighed, strict=True):
         prompt = backend.checkpoint.tokenizer(request.prompt, return_tensors="pt").input_ids
-        assert tokens == prompt.shape[1]
+        assert (found.prompt_tokens, found.output_tokens) == (prompt.shape[1], 1)
         with torch.inference_mode():
             logits = backend.model(prompt).logits[0, -1].float()
-        assert weights == pytest.approx(torch.softmax(logits, -1)[ids].tolist(), abs=1e-6)
-    (refused, _), *_ = backend.weigh(many[:1], ("w1", "w1 w2"))
-    assert "aren't one token each" in str(refused)
+        likely = torch.softmax(logits, -1)[ids].tolist()
+        assert found.weights == pytest.approx(likely, abs=1e-6)
+        assert found.output == options[likely.index(max(likely))]
+    (refused,) = backend.generate([Request("r", "w1", options=("w1", "nothing"))])
+    assert "nothing: no token of its own says that" in str(refused.error)
+    streamed = {index: one for group in backend.stream([*many, text]) for index, one in group.finished}
+    assert [streamed[n].weights for n in range(5)] == [
+        pytest.approx(one.weights, abs=1e-6) for one in weighed
+    ]

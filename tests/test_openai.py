@@ -6,6 +6,7 @@ import gzip
 import heapq
 import importlib.util
 import json
+import math
 import os
 import random
 import socket
@@ -554,6 +555,54 @@ def test_a_server_without_log_probabilities_is_asked_for_none(server):
     (answer,) = backend(server, chat_template=False).generate(requests(1))
     assert server.seen[-1][1]["logprobs"] == 1
     assert answer.confidence == {"mean": -1.0, "least": -1.5, "p10": -1.5, "p50": -1.5, "tokens": 2}
+
+
+def likeliest(sent: dict[str, Any], known: dict[str, float]) -> Reply:
+    """An answer of one token, and the log-probabilities of the likeliest ones as either endpoint sends them."""
+    if "prompt" in sent:
+        told: dict[str, Any] = {"token_logprobs": [-1.0], "top_logprobs": [known]}
+        return 200, {}, {"choices": [{"text": "yes", "logprobs": told}], "usage": COUNTED}
+    top = [{"token": token, "logprob": value} for token, value in known.items()]
+    told = {"content": [{"token": "yes", "logprob": -1.0, "top_logprobs": top}]}
+    return 200, {}, {"choices": [{"message": {"content": "yes"}, "logprobs": told}], "usage": COUNTED}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_options_are_weighed_by_the_likeliest_first_tokens(server, chat):
+    known = {"Yes": -1.0, " yes": -2.0, "NO": -3.0, "maybe": -0.1}
+    server.reply = lambda path, sent: likeliest(sent, known)
+    made = backend(server, chat_template=chat)
+    (answer,) = made.generate([Request(id=1, prompt="p", options=("yes", "no"))])
+    assert answer.weights == pytest.approx((math.exp(-1) + math.exp(-2), math.exp(-3)))
+    sent = server.seen[-1][1]
+    assert (sent["max_tokens"], sent["temperature"]) == (1, 0)
+    assert sent["top_logprobs" if chat else "logprobs"] == 20
+    assert made.generate([Request(id=1, prompt="p")])[0].weights is None
+    assert "top_logprobs" not in server.seen[-1][1]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_server_that_tells_fewer_likely_tokens_is_asked_for_fewer(server, chat):
+    name = "top_logprobs" if chat else "logprobs"
+
+    def few(path: str, sent: dict[str, Any]) -> Reply:
+        if int(sent.get(name, 0)) > 5:
+            return 400, {}, {"error": {"message": f"Invalid '{name}': at most 5", "param": name}}
+        return likeliest(sent, {"yes": -0.5})
+
+    server.reply = few
+    made = backend(server, chat_template=chat)
+    asked = [Request(id=n, prompt="p", options=("yes", "no")) for n in range(3)]
+    assert [answer.weights for answer in made.generate(asked)] == [(pytest.approx(math.exp(-0.5)), 0.0)] * 3
+    assert server.seen[-1][1][name] == 5
+    assert "logprobs" in made._body  # confidences of ordinary answers go on
+
+
+def test_a_server_that_tells_no_likely_tokens_is_told_of(server):
+    made = backend(server)
+    (answer,) = made.generate([Request(id=1, prompt="3", options=("1", "2", "3"))])
+    assert (answer.output, answer.weights) == ("3", None)  # a judge's reply is still a text
+    assert "sends no log-probabilities of the likeliest tokens" in made.take_warnings()[0]
 
 
 # --- many under way ---

@@ -26,6 +26,7 @@ from messcli.cli.options import (
     PROMISE,
     QUIET,
     READING,
+    RECORDING,
     RESULTS,
     RUNNING,
     SWEEPING,
@@ -95,11 +96,11 @@ def route(check_sla: bool, quiet: bool, **options: Any) -> None:
 @main.command(
     short_help="Ask every model everything: an outcomes table for `simulate`.",
     groups=[READING.also(OUTPUT), PROMISE.only("metric"),
-            RUNNING, KEEPING, Group("Input and output", [QUIET])],
-    common=["output", "zoo", "metric", "format", "window", "limit", "state", "meter", "quiet"],
+            RECORDING, RUNNING, KEEPING, Group("Input and output", [QUIET])],
+    common=["output", "zoo", "metric", "format", "window", "limit", "checks", "state", "meter", "quiet"],
 )  # fmt: skip
 @click.argument("input", metavar="INPUT")
-def record(quiet: bool, **options: Any) -> None:
+def record(quiet: bool, checks: bool, **options: Any) -> None:
     """Put every request of INPUT to every model of the zoo, and keep what came of it.
 
     The table that comes of it is what `messcli simulate` judges policies on. Stopping
@@ -114,7 +115,7 @@ def record(quiet: bool, **options: Any) -> None:
 
     config = RouteConfig.of(**options)
     with request_bar("record", quiet) as (on_progress, tell):
-        summary = record(config, on_progress=on_progress, tell=tell)
+        summary = record(config, checks=checks, on_progress=on_progress, tell=tell)
     if not quiet:
         say(*summary.text())
     _exit_if_stopped(summary.run.stopped_by)

@@ -423,6 +423,20 @@ PAPER = Group(
     ],
 )
 
+# ---- record --------------------------------------------------------------------------------------
+
+RECORDING = Group(
+    "What is recorded",
+    [
+        option(
+            "--checks",
+            is_flag=True,
+            help="The largest model also reads the others' answers, and says how likely each is right ([look] of the "
+            "zoo file).",
+        ),
+    ],
+)
+
 # ---- calibrate -----------------------------------------------------------------------------------
 
 MEASURING = Group(

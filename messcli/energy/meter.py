@@ -40,6 +40,11 @@ class Meter:
         """Whether joules come from a recorded table."""
         return self._replay is not None
 
+    @property
+    def reads_checks(self) -> bool:
+        """Whether it knows what a model takes to read another's answer: a recorded table may not."""
+        return self._replay is None or self._replay.has_checks
+
     def read(self) -> dict[str, float]:
         """Joules of each source since opening. Raises as `Counter.read` does."""
         return {source: counter.read() for source, counter in self.counters.items()}

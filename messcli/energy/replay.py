@@ -11,6 +11,7 @@ from typing import Any
 from messcli.amounts import is_amount
 from messcli.errors import MeterError, shown
 from messcli.jsonl import BadLine, TornFile, objects, unpacked
+from messcli.records import check_id
 
 
 class Replay:
@@ -25,6 +26,7 @@ class Replay:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._numbers: dict[tuple[str, str], tuple[float | None, float | None]] = {}
+        self.has_checks = False  # the table says what checks took
         try:
             with self._path.open("rb") as handle:
                 for number, row in objects(unpacked(handle, str(path))):
@@ -66,6 +68,12 @@ class Replay:
         if joules is None and outcome.get("error") is None:
             return  # unknown then, unknown now: looking it up is an error
         self._numbers.setdefault((request_id, model), (joules, self._number(outcome, "seconds", number)))
+        checks = outcome.get("check_joules")
+        if isinstance(checks, dict):
+            self.has_checks = True
+            for reader in checks:
+                took = self._number(checks, reader, number)
+                self._numbers.setdefault((check_id(request_id, model), reader), (took, None))
 
     def _number(self, outcome: dict[str, Any], name: str, number: int) -> float | None:
         value = outcome.get(name)

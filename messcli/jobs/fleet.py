@@ -14,7 +14,6 @@ from messcli.errors import MeterError, UsageError, ZooError
 from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create, share_weights
-from messcli.models.judge import Judge, Scale
 from messcli.models.live import Live
 from messcli.records import Answer, Asked, Request
 from messcli.zoo import JudgeSpec, ModelSpec, ServerOptions, Zoo
@@ -44,7 +43,7 @@ def open_live(
     """
     backends = list(_backends(running, zoo, tell))
     if judge is not None:
-        backends.append(Judge(_backend(judge.model, zoo, running), Scale(*judge.scale)))
+        backends.append(_backend(judge.model, zoo, running))
     share_weights(backends)
     own = [backend for backend in backends if not isinstance(backend, SelfMetered)]
     devices = dict.fromkeys(device for backend in own for device in backend.devices)
@@ -62,6 +61,7 @@ def open_live(
         weights=weights,
         stopping=stopping,
         tariff=zoo.tariff,
+        checkers=zoo.checkers if meter.reads_checks else {},
     )
 
 
@@ -79,7 +79,6 @@ class LazyLive:
         judge: JudgeSpec | None = None,
     ) -> None:
         self.names = zoo.names
-        self.checkers: Mapping[int, int] = {}
         self._stopping = stopping
         self._judge = judge
         self._running = running
@@ -104,6 +103,11 @@ class LazyLive:
                 f"{'' if calibration.converged else '; not all of its cells converged'}"
             )
         return self._live
+
+    @property
+    def checkers(self) -> Mapping[int, int]:
+        """None before they are open: nothing was decided then."""
+        return self._live.checkers if self._live else {}
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         if not requests:

@@ -52,9 +52,16 @@ class RecordSummary:
 
 
 class AskAll(Controller):
-    """Puts every request to every model that can take its prompt; estimates nothing."""
+    """Puts every request to every model that can take its prompt; estimates nothing.
 
-    def __init__(self, models: int, alphas: Mapping[str, float], window: int | None) -> None:
+    Args:
+        checks: the larger model that can reads every answer as well.
+    """
+
+    def __init__(
+        self, models: int, alphas: Mapping[str, float], window: int | None, *, checks: bool = False
+    ) -> None:
+        self._checks = checks
         # a recording promises nothing
         settings = Settings(alphas=dict.fromkeys(alphas, 0.0), window=window)
         super().__init__(models, Largest(), MeanPredictor(models), JoulesPredictor(models), settings)
@@ -65,8 +72,9 @@ class AskAll(Controller):
         allowed: Sequence[Sequence[int]],
         checkers: Mapping[int, int] | None = None,
     ) -> list[Decision]:
+        reader = max((checkers or {}).values(), default=None) if self._checks else None
         return [
-            Decision(t, can[-1], tuple(can), True, None, None, False)
+            Decision(t, can[-1], tuple(can), True, None, None, False, checked_by=reader)
             for t, can in enumerate(allowed, start=self.t + 1)
         ]
 
@@ -74,6 +82,7 @@ class AskAll(Controller):
 def record(
     config: RouteConfig,
     *,
+    checks: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> RecordSummary:
@@ -81,6 +90,7 @@ def record(
 
     Args:
         config: as of `route`; what concerns choosing is of no effect.
+        checks: a larger model reads each answer of the smaller ones, and says how likely it is right.
         on_progress: called after every window.
         tell: takes lines for the user's eyes.
 
@@ -94,7 +104,7 @@ def record(
         setup=replace(config.setup, policy="record", v=None, c=None, predictor="mean"),
     )
     rows = _Rows()
-    job = Job(lambda setup, models, alphas: AskAll(models, alphas, setup.window), rows.row)
+    job = Job(lambda setup, models, alphas: AskAll(models, alphas, setup.window, checks=checks), rows.row)
     summary = run_job(config, job, on_progress, tell)
     return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules))
 

@@ -131,6 +131,7 @@ def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> Non
         "window": setup.window,
         "seed": setup.seed,
         "minimize": zoo.tariff.minimize,
+        "look": asdict(zoo.look),
     }
     known = state.database.meta("signature")
     if known is not None:

@@ -18,6 +18,7 @@ from messcli.errors import UsageError
 from messcli.files.dialects import load_dialect
 from messcli.files.requests import count_lines, open_input, read_requests
 from messcli.files.sinks import STDOUT
+from messcli.jobs.checks import Checks
 from messcli.jobs.config import LOCAL, RouteConfig, Writing
 from messcli.jobs.feed import Feed, patiently
 from messcli.jobs.fleet import LazyLive
@@ -29,6 +30,7 @@ from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
 from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.loop import Reader
 from messcli.routing.setup import create_controller
 from messcli.signals import Stop, stop_signals
 from messcli.state.state import State
@@ -109,7 +111,7 @@ def run_job(
                 truth.judge,
             )
         )
-        look = truth.look(live, len(zoo.models), terms.setup.seed)
+        readers: list[Reader] = [Checks(zoo), *truth.readers(len(zoo.models), terms.setup.seed)]
         if config.running.preload:
             live.open().load()
         tally = Tally(zoo.names, controller, calibration, zoo.tariff)
@@ -124,7 +126,8 @@ def run_job(
             period=terms.period,
             stop=stop,
             tell=tell,
-            look=look,
+            look=truth.look(len(zoo.models)),
+            readers=readers,
             linger=math.inf if config.reading.linger is None else config.reading.linger,
         )
 
@@ -137,8 +140,9 @@ def run_job(
             return None if lines is None else lines - feed.read
 
         ended = session.run(on_chunk, left=left, unfinished=unfinished_window(state))
-        for line in () if look is None else look.notes():
-            tell(line)
+        for reader in readers:
+            for line in reader.notes():
+                tell(line)
         _, period_requests = state.journal.period(terms.period) or (None, 0)
         summary = tally.summary(
             already_done=feed.already_done,

@@ -63,6 +63,6 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
 def _confidence(line: Settled, served: int) -> float | None:
     """In the served answer, from 0 to 1: what a check says, else the mean probability of its tokens (geometric)."""
     check, told = line.checks.get(served), line.outcomes[served].confidence
-    if check is not None:
+    if check is not None and check.probability is not None:
         return check.probability
     return None if told is None or "mean" not in told else math.exp(min(told["mean"], 0.0))

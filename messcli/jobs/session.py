@@ -18,7 +18,7 @@ from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
 from messcli.jobs.summary import Tally
 from messcli.records import ROW_FIELDS, Answer, Asked, Rejected
 from messcli.routing.controller import Controller
-from messcli.routing.loop import Chunk, Look, Settled, Unfinished, chunks
+from messcli.routing.loop import Chunk, Look, Reader, Settled, Unfinished, chunks
 from messcli.routing.source import OutcomeSource
 from messcli.signals import NothingInHand, Stop
 from messcli.state.journal import Done, Energy, Work
@@ -77,7 +77,6 @@ class Strict:
 
     def __init__(self, source: OutcomeSource) -> None:
         self.names = source.names
-        self.checkers = source.checkers
         self._source = source
         self.allowed = source.allowed
         self.take_overhead = source.take_overhead
@@ -85,12 +84,18 @@ class Strict:
         self.take_warnings = source.take_warnings
         self.close = source.close
 
+    @property
+    def checkers(self) -> Mapping[int, int]:
+        return self._source.checkers
+
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
         for group in self._source.answers(asked):
             for index, (position, _, outcome) in enumerate(group):
+                request = asked[position][0]
+                if request.options:  # what reads an answer may fail: the answer stands
+                    continue
                 if failure := outcome.error or outcome.unscored:
                     yield group[:index]
-                    request = asked[position][0]
                     raise MessError(f"{request.source}:{request.line}: {request.id!r}: {failure}")
             yield group
 
@@ -113,6 +118,7 @@ class Session:
     stop: Stop
     tell: Callable[[str], None]
     look: Look | None = None
+    readers: Sequence[Reader] = ()
     linger: float = math.inf  # seconds from a window's first line, after which it closes with what has come
 
     def run(
@@ -137,6 +143,7 @@ class Session:
             unfinished=unfinished,
             linger=self.linger,
             look=self.look,
+            readers=self.readers,
         )
         ended = False
         try:
@@ -181,7 +188,7 @@ class Session:
         if opened is not None:
             for meter, joules in journal.running().items():
                 overhead[meter] = overhead.get(meter, 0.0) + joules
-            one_stage = all(item.decision is None or not item.decision.larger for item in opened[:1])
+            one_stage = all(item.decision is None or item.decision.is_one_stage for item in opened[:1])
             if len(opened) == 1 and one_stage and not journal.has_window and self.linger == math.inf:
                 opened = None  # of one line nothing can be ahead: it is finished or it isn't
         done = [self._done(line) for line in chunk.lines]
@@ -240,19 +247,30 @@ class Session:
 
     def _energy(self, chunk: Chunk) -> Energy:
         names = self.source.names
-        return [
-            ((names[m], _kind(line, m), outcome.meter), outcome.joules, 1)
-            for line in chunk.lines
-            if isinstance(line, Settled)
-            for m, outcome in line.outcomes.items()
-            if outcome.joules is not None and outcome.meter is not None
-        ] + [
-            (("(judge)", "judged", outcome.judge_meter), outcome.judged_joules, 1)
-            for line in chunk.lines
-            if isinstance(line, Settled)
-            for outcome in line.outcomes.values()
-            if outcome.judge_meter is not None
-        ]
+        return (
+            [
+                ((names[m], _kind(line, m), outcome.meter), outcome.joules, 1)
+                for line in chunk.lines
+                if isinstance(line, Settled)
+                for m, outcome in line.outcomes.items()
+                if outcome.joules is not None and outcome.meter is not None
+            ]
+            + [
+                (("(judge)", "judged", judgement.meter), judgement.joules, 1)
+                for line in chunk.lines
+                if isinstance(line, Settled)
+                for outcome in line.outcomes.values()
+                for judgement in outcome.judgements
+                if judgement.joules is not None and judgement.meter is not None
+            ]
+            + [
+                ((names[line.decision.checked_by], "check", check.meter), check.joules, 1)
+                for line in chunk.lines
+                if isinstance(line, Settled) and line.decision.checked_by is not None
+                for check in line.checks.values()
+                if check.joules is not None and check.meter is not None
+            ]
+        )
 
 
 def _kind(line: Settled, m: int) -> str:

@@ -328,7 +328,7 @@ class Tally:
             self._audit_joules += line.audit_joules
         if line.decision.given is not None:
             self._looks.add(line)
-        self._billed += math.fsum(check.joules for check in line.checks.values())
+        self._billed += math.fsum(check.joules or 0.0 for check in line.checks.values())
         if line.served is None:
             error = line.outcomes[line.decision.model].error
             self._add_failure(f"{_place(line.request)}: {error}")

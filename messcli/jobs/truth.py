@@ -13,12 +13,12 @@ from hashlib import blake2b
 from messcli.errors import MetricError, UsageError
 from messcli.jobs.config import Promise
 from messcli.metrics import AUTO, DEFAULT_METRIC, Metric, load_metric
-from messcli.models.judge import REFERENCE, Scale, question, score_of, template_of
-from messcli.records import Outcome, Rejected, Request
+from messcli.models.judge import REFERENCE, TEMPLATE, Scale, expected, question, score_of
+from messcli.models.untrusted import template_of
+from messcli.records import Decision, Judgement, Outcome, Rejected, Request
 from messcli.routing.audit import JUDGE, Audits
 from messcli.routing.exploration import coin
 from messcli.routing.loop import Finished, Line
-from messcli.routing.source import OutcomeSource
 from messcli.zoo import JudgeSpec, Zoo
 
 REFERENCES, LARGEST = "references", "largest"  # what answers are compared with
@@ -45,11 +45,13 @@ class Truth:
         """The input's lines, as what is promised has them."""
         return lines if self.audits is None else without_references(lines)
 
-    def look(self, source: OutcomeSource, models: int, seed: int) -> Agreement | Judging | None:
+    def look(self, models: int) -> Agreement | None:
         """What scores finished requests of a zoo of so many models; None: they come scored."""
-        if self.judge is not None:
-            return Judging(source, self.judge, models, seed)
-        return None if self.audits is None else Agreement(self.scored, models)
+        return None if self.audits is None or self.judge is not None else Agreement(self.scored, models)
+
+    def readers(self, models: int, seed: int) -> list[Judging]:
+        """Who scores answers by reading them."""
+        return [] if self.judge is None else [Judging(self.judge, models, seed)]
 
 
 def truth_of(promise: Promise, zoo: Zoo, *, may_audit: bool) -> Truth:
@@ -101,15 +103,9 @@ class Agreement:
         models: the size of the zoo.
     """
 
-    asks = False
-
     def __init__(self, metric: Metric, models: int) -> None:
         self._metric = metric
         self._largest = models - 1
-
-    def notes(self) -> Sequence[str]:
-        """Comparing tells nothing of itself."""
-        return ()
 
     def __call__(self, finished: Sequence[Finished]) -> list[dict[int, Outcome]]:
         return [self._look(one.outcomes) for one in finished]
@@ -144,7 +140,7 @@ def _bare(request: Request) -> Request:
 
 def judge_metric(judge: JudgeSpec) -> Metric:
     """What stands for the judge where a metric is named: its signature says all that scores depend on."""
-    text = "\0".join([template_of(judge.template), REFERENCE])
+    text = "\0".join([template_of(judge.template, TEMPLATE), REFERENCE])
     digest = blake2b(text.encode(), digest_size=8).hexdigest()
     low, high = judge.scale
     model = f"{judge.model.name}:{judge.model.path}:{judge.model.backend}"
@@ -168,96 +164,83 @@ class _Judgements:
 
 
 class Judging:
-    """Looks at audited requests: a judge scores their answers.
+    """Has audited answers judged. A `messcli.routing.loop.Reader`.
 
     Args:
-        source: answers `judge` as its last model, after those of the zoo.
-        models: the size of the zoo.
+        place: of the judge among the source's models: after those of the zoo.
         seed: says which answers are judged twice.
     """
 
-    asks = True
+    decides = False
 
-    def __init__(self, source: OutcomeSource, judge: JudgeSpec, models: int, seed: int) -> None:
-        self._source = source
+    def __init__(self, judge: JudgeSpec, place: int, seed: int) -> None:
         self._judge = judge
-        self._template = template_of(judge.template)
+        self._template = template_of(judge.template, TEMPLATE)
         self._scale = Scale(*judge.scale)
-        self._index = models
+        self._place = place
         self._seed = seed
         self._did = _Judgements()
 
-    def __call__(self, finished: Sequence[Finished]) -> list[dict[int, Outcome]] | None:
-        asked: list[tuple[int, int, Request]] = []  # place in `finished`, model, question
-        for place, one in enumerate(finished):
-            if one.decision.audited:
-                for m, outcome in one.outcomes.items():
-                    if outcome.output is not None and outcome.error is None:
-                        question = self._question(one.request, outcome.output)
-                        again = coin(self._seed, one.decision.t, b"twice") < self._judge.twice
-                        asked += [(place, m, question)] * (2 if again else 1)
-        replies = self._replies([question for _, _, question in asked])
-        if replies is None:
-            return None
-        found: dict[tuple[int, int], list[Outcome]] = {}
-        for (place, m, _), reply in zip(asked, replies, strict=True):
-            found.setdefault((place, m), []).append(reply)
-        return [
-            {m: self._scored(outcome, found.get((place, m), ())) for m, outcome in one.outcomes.items()}
-            for place, one in enumerate(finished)
-        ]
+    def questions(
+        self, request: Request, decision: Decision, m: int, outcome: Outcome
+    ) -> Sequence[tuple[Request, int]]:
+        if not decision.audited or outcome.output is None or outcome.error is not None:
+            return ()
+        again = coin(self._seed, decision.t, b"twice") < self._judge.twice
+        left = (2 if again else 1) - len(outcome.judgements)
+        return [(self._question(request, outcome.output), self._place)] * left
 
     def _question(self, request: Request, answer: str) -> Request:
         given = request.given.get("reference")
         references = () if given is None else (given,) if isinstance(given, str) else tuple(given)
         text = question(self._template, self._scale, request, answer, references)
-        return Request(request.id, text, key=blake2b(text.encode("utf-8", "surrogatepass")).digest())
+        key = blake2b(text.encode("utf-8", "surrogatepass")).digest()
+        return Request(request.id, text, key=key, options=self._scale.options)
 
-    def _replies(self, questions: Sequence[Request]) -> list[Outcome] | None:
-        """What the judge said to each; None: the run was told to stop."""
-        replies: dict[int, Outcome] = {}
-        if questions:
-            for group in self._source.answers([(one, (self._index,)) for one in questions]):
-                replies.update((position, outcome) for position, _, outcome in group)
-        if len(replies) < len(questions):
-            return None
-        return [replies[position] for position in range(len(questions))]
-
-    def _scored(self, outcome: Outcome, replies: Sequence[Outcome]) -> Outcome:
-        if not replies:
-            return replace(outcome, accuracy=None, unscored=None)
-        read = [self._read(reply) for reply in replies]
-        scores = [score for score in read if isinstance(score, float)]
-        failure = next((why for why in read if isinstance(why, str)), None)
-        self._count(scores, failure, len(replies))
+    def read(self, outcome: Outcome, reader: int, reply: Outcome) -> Outcome:
+        read = self._score(reply)
+        judgement = (
+            Judgement(None, reply.joules, reply.meter, read)
+            if isinstance(read, str)
+            else Judgement(read, reply.joules, reply.meter)
+        )
+        judgements = (*outcome.judgements, judgement)
+        scores = [one.accuracy for one in judgements if one.accuracy is not None]
+        self._count(judgements)
         return replace(
             outcome,
+            judgements=judgements,
             accuracy=math.fsum(scores) / len(scores) if scores else None,
-            unscored=None if scores else failure,
-            judged_joules=math.fsum(reply.joules or 0.0 for reply in replies),
-            judge_meter=replies[0].meter,
+            unscored=None if scores else judgements[0].why,
         )
 
-    def _read(self, reply: Outcome) -> float | str:
+    def _score(self, reply: Outcome) -> float | str:
         """The accuracy that a reply says, or why it says none."""
         try:
-            if reply.error is None:
+            if reply.error is not None:
+                why = reply.error
+            elif reply.weights is None:
                 return score_of(reply.output, self._scale)
-            why = reply.error
+            elif (score := expected(reply.weights, self._scale)) is not None:
+                return self._scale.accuracy(score)
+            else:
+                why = f"none of {', '.join(self._scale.options)} is likely"
         except ValueError as error:
             why = str(error)
         return f'judge "{self._judge.model.name}": {why}'
 
-    def _count(self, scores: Sequence[float], failure: str | None, asked: int) -> None:
+    def _count(self, judgements: Sequence[Judgement]) -> None:
         did = self._did
-        did.answers += 1
-        if not scores:
-            did.failed += 1
-            did.first_failure = did.first_failure or failure or ""
-        if asked > 1 and len(scores) == asked:
+        if len(judgements) == 1:
+            did.answers += 1
+            did.failed += judgements[0].accuracy is None
+            did.first_failure = did.first_failure or judgements[0].why or ""
+            return
+        one, other = (judgement.accuracy for judgement in judgements)
+        if one is not None and other is not None:
             did.twice += 1
-            did.apart += abs(scores[0] - scores[1])
-            did.same += abs(scores[0] - scores[1]) < 0.1
+            did.apart += abs(one - other)
+            did.same += abs(one - other) < 0.1
 
     def notes(self) -> list[str]:
         """What the judge did in this run, a line each, for people."""

@@ -35,7 +35,6 @@ class Watched:
         self, source: OutcomeSource, changed: Callable[[], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.names = source.names
-        self.checkers = source.checkers
         self._source = source
         self._changed = changed
         self._clock = clock
@@ -55,6 +54,10 @@ class Watched:
             rate = sum(count for _, count in self._tokens) / max(now - self._tokens[0][0], 1.0)
         running = {self.names[m]: count for m, count in sorted(self._running.items()) if count > 0}
         return Activity(self._answers, rate, running, sum(self._source.running_joules().values()))
+
+    @property
+    def checkers(self) -> Mapping[int, int]:
+        return self._source.checkers
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         return self._source.allowed(requests)

@@ -48,6 +48,7 @@ class Checkpoint:
         self._read_config: Any = None
         self._read_tokenizer: Any = None
         self._made_encoder: PromptEncoder | None = None
+        self._option_ids: dict[tuple[str, ...], list[list[int]] | str] = {}
 
     # --- files ---
 
@@ -280,6 +281,38 @@ class Checkpoint:
         return Generation(
             text.strip(), len(prompt), end, finish=finish, confidence=confidence_of(log_probabilities[:end])
         )
+
+    def option_ids(self, options: Sequence[str]) -> list[list[int]] | str:
+        """The tokens that begin a reply with each of `options`, however it is spelled; or why they can't be told apart.
+
+        A model writes "Yes", "yes" or " yes", and each may be a token of its own.
+        """
+        key = tuple(options)
+        if key not in self._option_ids:
+            self._option_ids[key] = self._find_option_ids(options)
+        return self._option_ids[key]
+
+    def _find_option_ids(self, options: Sequence[str]) -> list[list[int]] | str:
+        found: list[list[int]] = []
+        for option in options:
+            spelled = (option, f" {option}", option.capitalize(), f" {option.capitalize()}")
+            encoded = [self.tokenizer.encode(text, add_special_tokens=False) for text in spelled]
+            ids = {
+                own[-1]
+                for own in encoded
+                if own and self._decoded(own[-1:]).strip().lower() == option.lower()
+            }
+            found.append(sorted(ids))
+        if not all(found):
+            lacking = ", ".join(option for option, ids in zip(options, found, strict=True) if not ids)
+            return f'model "{self._spec.name}": {lacking}: no token of its own says that'
+        return found
+
+    @staticmethod
+    def weighed(prompt_tokens: int, options: Sequence[str], weights: Sequence[float]) -> Generation:
+        """What came of asking how likely `options` are: the likeliest, as if it had been written, and their weights."""
+        likeliest = max(range(len(options)), key=lambda n: weights[n])
+        return Generation(options[likeliest], prompt_tokens, 1, finish="stop", weights=tuple(weights))
 
     def _decoded(self, row: Sequence[int], *, without_special: bool = True) -> str:
         return str(self.tokenizer.decode(row, skip_special_tokens=without_special))

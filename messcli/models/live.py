@@ -40,6 +40,7 @@ class Live:
         weights: model -> how its batches' joules are split; by tokens where it isn't said.
         stopping: whether the run was told to stop.
         tariff: what joules and tokens cost.
+        checkers: model -> the larger one that reads its answers.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Live:
         weights: Mapping[str, Weight] | None = None,
         stopping: Callable[[], bool] = lambda: False,
         tariff: Tariff = FREE,
+        checkers: Mapping[int, int] | None = None,
     ) -> None:
         self._tariff = tariff
         self.names = tuple(backend.spec.name for backend in backends)
@@ -62,7 +64,7 @@ class Live:
         self._residency = Residency(backends, max_loaded)
         self._billing = Billing(backends, ledger, weights or {})
         self._warnings: list[str] = []
-        self.checkers: Mapping[int, int] = {}
+        self.checkers: Mapping[int, int] = checkers or {}
         self.left_behind = False  # threads that didn't end in time still use the models
 
     def load(self) -> None:

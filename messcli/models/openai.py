@@ -66,6 +66,7 @@ _OPTIONS = {
     "repetition_penalty": "repetition_penalty",
     "min_new_tokens": "min_tokens",
 }
+_LIKELIEST = (20, 5)  # top_logprobs: OpenAI's limit, and the least that servers take
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 OMIT = "omit"  # in [models.request]: names of options that aren't sent
 
@@ -98,6 +99,9 @@ class OpenAIBackend:
         self._client: Client | None = None
         self._clock: ProcessClock | None = None
         self._draining = False
+        self._likeliest = _LIKELIEST[
+            0
+        ]  # tokens whose log-probabilities are asked for where options are weighed
         self._answered = False  # with something that was an answer
         self._warnings: dict[str, None] = {}  # in the order in which they came
         self._told: set[str] = set()
@@ -306,7 +310,7 @@ class OpenAIBackend:
                     raise self._unreachable(error) from None
                 trouble = str(error)
             else:
-                read = self.read(reply, body)
+                read = self.read(reply, body, request.options)
                 if isinstance(read, Generation):
                     self.concurrency.answered()
                     return read
@@ -339,18 +343,36 @@ class OpenAIBackend:
         body = dict(self._body)
         if body.get("logprobs") is True and path == "/completions":
             body["logprobs"] = 1  # there a number: of the likeliest tokens
+        if request.options:
+            self._ask_options(body, path, request.options)
         if body.get("temperature", 1) != 0 and "seed" not in self._own.request.get(OMIT, ()):
             body.setdefault("seed", seed_of(request))
         return body
 
+    def _ask_options(self, body: dict[str, Any], path: str, options: Sequence[str]) -> None:
+        """Ask for one token, and the log-probabilities of the likeliest ones; digits of a score may be a token each."""
+        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+        numbers = [option for option in options if option.isdigit()]
+        body[limit] = max(map(len, numbers), default=1)
+        body["temperature"] = 0
+        body.pop("stop", None)
+        if "logprobs" not in body or not self._likeliest:
+            return
+        if path == "/completions":
+            body["logprobs"] = self._likeliest
+        else:
+            body["top_logprobs"] = self._likeliest
+
     # --- reading an answer ---
 
-    def read(self, reply: Reply, sent: Mapping[str, Any]) -> Generation | str | None:
+    def read(
+        self, reply: Reply, sent: Mapping[str, Any], options: Sequence[str] = ()
+    ) -> Generation | str | None:
         """The answer; or why it must be asked for again, None: at once, with other options. Raises ModelError."""
         document = _document(reply.body)
         if reply.status == 200 and isinstance(document, dict) and not document.get("error"):
             self._answered = True
-            return self._parsed(document)
+            return self._parsed(document, options)
         message = self._message(document, reply.body)
         code = _error_code(document)
         if code in ("insufficient_quota", "billing_hard_limit_reached"):
@@ -377,7 +399,7 @@ class OpenAIBackend:
             return f"HTTP {reply.status}: {message}"
         if reply.status in _THIS_REQUEST:
             if (option := self._refused_option(document, message, sent)) is not None:
-                if self._do_without(option, message):
+                if self._do_without(option, message, sent):
                     return None
                 raise self._error(
                     f"the server refuses the option {option}: {message}",
@@ -386,7 +408,7 @@ class OpenAIBackend:
             return self._failed(f"the server refuses it: {message}", "request")
         raise self._refused(reply)
 
-    def _parsed(self, document: Mapping[str, Any]) -> Generation:
+    def _parsed(self, document: Mapping[str, Any], options: Sequence[str] = ()) -> Generation:
         choices = document.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         usage = document.get("usage")
@@ -405,7 +427,13 @@ class OpenAIBackend:
             written = f"{text or ''}{reasoning if isinstance(reasoning, str) else ''}"
             output = -(-len(written) // _CHARACTERS_PER_TOKEN)
         prompt = prompt or 0
-        if not text:
+        weights = _weights(choice, options) if options else None
+        if options and weights is None:
+            self._warn(
+                "the server sends no log-probabilities of the likeliest tokens (top_logprobs): it can't check answers, "
+                "and as a judge its reply is read as text"
+            )
+        if not text and weights is None:
             if finish == "filtered":
                 return self._failed("the server's filter took the answer", "request", prompt, output, finish)
             if message.get("tool_calls") or message.get("function_call"):
@@ -424,7 +452,12 @@ class OpenAIBackend:
             head, found, _ = text.partition(stop)
             text, finish = (head, "stop") if found else (text, finish)
         return Generation(
-            text.strip(), prompt, output, finish=finish, confidence=confidence_of(_log_probabilities(choice))
+            text.strip(),
+            prompt,
+            output,
+            finish=finish,
+            confidence=confidence_of(_log_probabilities(choice)),
+            weights=weights,
         )
 
     def _failed(
@@ -445,11 +478,18 @@ class OpenAIBackend:
         own = sent.keys() - {"model", "messages", "prompt"}
         return next((name for name in candidates if isinstance(name, str) and name in own), None)
 
-    def _do_without(self, option: str, message: str) -> bool:
+    def _do_without(self, option: str, message: str, sent: Mapping[str, Any]) -> bool:
         """Whether the server can be asked the same in another way."""
         if option == "max_tokens" and "max_completion_tokens" in message:
             if "max_tokens" in self._body:
                 self._body["max_completion_tokens"] = self._body.pop("max_tokens")
+            return True
+        weighing = option == "top_logprobs" or (option == "logprobs" and sent["logprobs"] not in (True, 1))
+        if weighing and option not in self._own.request:
+            fewer = [number for number in _LIKELIEST if number < int(sent[option])]
+            self._likeliest = min(
+                self._likeliest, fewer[0] if fewer else 0
+            )  # several may be refused at a time
             return True
         if option == "logprobs" and "logprobs" not in self._own.request:
             self._body.pop("logprobs", None)
@@ -556,6 +596,37 @@ def _log_probabilities(choice: Mapping[str, Any]) -> list[float]:
         float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
     return known if len(known) == len(values) and all(-1e5 < value <= 1e-3 for value in known) else []
+
+
+def _weights(choice: Mapping[str, Any], options: Sequence[str]) -> tuple[float, ...] | None:
+    """How likely each of `options` is as the answer's first token, however it is spelled; None where nothing tells.
+
+    One that isn't among the likeliest tokens counts 0.
+    """
+    held = choice.get("logprobs")
+    content = held.get("content") if isinstance(held, dict) else None
+    first: object = content[0] if isinstance(content, list) and content else None
+    pairs: list[tuple[object, object]] = []
+    if isinstance(first, dict):  # of a chat
+        pairs = [
+            (one.get("token"), one.get("logprob"))
+            for one in _list(first.get("top_logprobs"))
+            if isinstance(one, dict)
+        ]
+    elif isinstance(held, dict):  # of a completion
+        likeliest = _list(held.get("top_logprobs"))
+        pairs = list(likeliest[0].items()) if likeliest and isinstance(likeliest[0], dict) else []
+    known: dict[str, float] = dict.fromkeys(map(str.lower, options), 0.0)
+    for token, value in pairs:
+        spelled = token.strip().lower() if isinstance(token, str) else ""
+        if (
+            spelled in known
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and value <= 1e-3
+        ):
+            known[spelled] += math.exp(value)
+    return tuple(known[option.lower()] for option in options) if any(known.values()) else None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -32,4 +32,5 @@ def score(
         worth=tariff.worth(model, generation.prompt_tokens, generation.output_tokens),
         unscored=unscored,
         confidence=generation.confidence,
+        weights=generation.weights,
     )

@@ -250,9 +250,10 @@ class TransformersBackend(InBatches):
         refused, prompts = self.checkpoint.prompts(requests)
         if refused:
             yield group_of(refused)
-        waiting = sorted(prompts, key=lambda index: -len(prompts[index]))  # sorted() is stable
+        # sorted() is stable
+        waiting = sorted(prompts, key=lambda index: (requests[index].options, -len(prompts[index])))
         while waiting:
-            size = self._rows(len(prompts[waiting[0]]))
+            size = self._rows(len(prompts[waiting[0]]), requests[waiting[0]].options)
             batch, waiting = waiting[:size], waiting[size:]
             answers = self._answered({index: prompts[index] for index in batch}, requests)
             if self._cancelled.is_set():  # its answers were cut
@@ -278,12 +279,12 @@ class TransformersBackend(InBatches):
             order = order[size:]
         return batches
 
-    def _rows(self, prompt_tokens: int) -> int:
+    def _rows(self, prompt_tokens: int, options: Sequence[str] = ()) -> int:
         """How many prompts of at most `prompt_tokens` make a batch."""
         most, budget = self._batch_limits()
         if budget is None:
             return most
-        return max(1, min(most, budget // (prompt_tokens + self._expected_answer())))
+        return max(1, min(most, budget // (prompt_tokens + (1 if options else self._expected_answer()))))
 
     def _expected_answer(self) -> int:
         """Tokens of the longest answer that a batch is planned for: the longest so far and a half more.
@@ -341,31 +342,31 @@ class TransformersBackend(InBatches):
     def _answered(
         self, prompts: Mapping[int, array[int]], requests: Sequence[Request]
     ) -> dict[int, Generation]:
-        """Answers to `prompts`, by index into `requests`, as one batch as long as memory allows."""
+        """Answers to `prompts`, by index into `requests`, as one batch as long as memory allows; one more for each
+        set of options."""
         answers: dict[int, Generation] = {}
-        if self._generation_config.do_sample:
-            chunks = [[index] for index in prompts]
-        else:
-            chunks = [list(prompts)] if prompts else []
+        alike: dict[Sequence[str], list[int]] = {}
+        for index in prompts:
+            alike.setdefault(requests[index].options, []).append(index)
+        chunks: list[list[int]] = []
+        for options, same in alike.items():
+            alone = self._generation_config.do_sample and not options
+            chunks += [[index] for index in same] if alone else [same]
         while chunks:
             chunk = chunks.pop(0)
-            rows = self.run([prompts[index] for index in chunk], requests[chunk[0]])
+            options = requests[chunk[0]].options
+            made = (
+                self._weighed(chunk, prompts, options) if options else self._written(chunk, prompts, requests)
+            )
             if self._cancelled.is_set():
                 return answers
-            if rows is not None:
-                for index, (row, log_probabilities) in zip(chunk, rows, strict=True):
-                    answers[index] = answer = self.checkpoint.answer(
-                        prompts[index],
-                        row,
-                        self._generation_config.eos_token_id,
-                        () if self._stops is None else self._stops.strings,
-                        log_probabilities,
-                    )
-                    self._longest = max(self._longest or 0, answer.output_tokens)
-                    self._answers += 1
+            if made is not None:
+                answers.update(zip(chunk, made, strict=True))
                 continue
             free_memory()
-            longest = max(len(prompts[index]) for index in chunk) + self.spec.max_new_tokens
+            longest = max(len(prompts[index]) for index in chunk) + (
+                1 if options else self.spec.max_new_tokens
+            )
             if len(chunk) == 1:
                 answers[chunk[0]] = Generation(
                     None, len(prompts[chunk[0]]), 0, error=self._too_large(longest), fault="request"
@@ -375,6 +376,27 @@ class TransformersBackend(InBatches):
             self._token_budget = min(self._token_budget or longest * half, longest * half)
             chunks[:0] = [chunk[:half], chunk[half:]]
         self._synchronize()
+        return answers
+
+    def _written(
+        self, chunk: Sequence[int], prompts: Mapping[int, array[int]], requests: Sequence[Request]
+    ) -> list[Generation] | None:
+        """Answers to one batch, in order; None: memory ran out."""
+        rows = self.run([prompts[index] for index in chunk], requests[chunk[0]])
+        if rows is None:
+            return None
+        answers = [
+            self.checkpoint.answer(
+                prompts[index],
+                row,
+                self._generation_config.eos_token_id,
+                () if self._stops is None else self._stops.strings,
+                log_probabilities,
+            )
+            for index, (row, log_probabilities) in zip(chunk, rows, strict=True)
+        ]
+        self._longest = max(self._longest or 0, *(answer.output_tokens for answer in answers))
+        self._answers += len(answers)
         return answers
 
     def _too_large(self, tokens: int) -> str:
@@ -477,54 +499,45 @@ class TransformersBackend(InBatches):
             mask[row, span] = 1
         return tokens, mask
 
-    def weigh(
-        self, batch: Sequence[Request], options: Sequence[str]
-    ) -> list[tuple[Sequence[float] | str, int]]:
-        """See `messcli.models.judge.Weighs`. One forward pass: the probabilities of each option as the next token."""
-        self.load()
-        failed, prompts = self.checkpoint.prompts(batch)
-        ids = self._option_ids(options)
-        found: dict[int, tuple[Sequence[float] | str, int]] = {
-            index: (answer.error or "refused", answer.prompt_tokens) for index, answer in failed.items()
-        }
-        if ids is None:
-            what = f"{', '.join(options)} aren't one token each for this model. Choose another scale"
-            return [(what, 0) for _ in batch]
-        if prompts:
-            config = copy.deepcopy(self._generation_config)
-            config.update(max_new_tokens=1, min_new_tokens=None, do_sample=False, num_beams=1)
-            tokens, mask = self._padded(list(prompts.values()))
-            try:
-                with (
-                    self._weights.use(self.spec.name, self._generation_config) as model,
-                    torch.inference_mode(),
-                ):
-                    output = model.generate(
-                        input_ids=tokens.to(model.device),
-                        attention_mask=mask.to(model.device),
-                        generation_config=config,
-                        output_logits=True,
-                        return_dict_in_generate=True,
-                    )
-                rows = torch.softmax(output.logits[0].float(), dim=-1)[:, ids].tolist()
-            except Exception as error:
-                raise self.checkpoint.error(
-                    f"failed while it judged: {first_line(error)}", cure_for(error)
-                ) from error
-            found.update(
-                (index, (row, len(prompts[index]))) for index, row in zip(prompts, rows, strict=True)
-            )
-        self._synchronize()
-        return [found[index] for index in range(len(batch))]
+    def _weighed(
+        self, chunk: Sequence[int], prompts: Mapping[int, array[int]], options: Sequence[str]
+    ) -> list[Generation] | None:
+        """How likely each option is as the next token, for one batch, in order: one forward pass.
 
-    def _option_ids(self, options: Sequence[str]) -> list[int] | None:
-        """One token for each option; None where they can't be told apart by one."""
-        tokenizer = self.checkpoint.tokenizer
-        ids = [tokenizer.encode(option, add_special_tokens=False) for option in options]
-        if len({tuple(own[:-1]) for own in ids}) > 1:  # a space in front, say, may be a token of its own
-            return None
-        last = [own[-1] for own in ids]
-        return last if len(set(last)) == len(last) else None
+        None: memory ran out.
+        """
+        ids = self.checkpoint.option_ids(options)
+        if isinstance(ids, str):
+            return [Generation(None, len(prompts[index]), 0, error=ids, fault="request") for index in chunk]
+        config = copy.deepcopy(self._generation_config)
+        config.update(max_new_tokens=1, min_new_tokens=None, do_sample=False, num_beams=1)
+        tokens, mask = self._padded([prompts[index] for index in chunk])
+        if self._own.threads is not None:
+            torch.set_num_threads(self._own.threads)
+        try:
+            with (
+                self._weights.use(self.spec.name, self._generation_config) as model,
+                torch.inference_mode(),
+            ):
+                output = model.generate(
+                    input_ids=tokens.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    generation_config=config,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            likely = torch.softmax(output.logits[0].float(), dim=-1)
+            rows = torch.stack([likely[:, own].sum(1) for own in ids], dim=1).tolist()
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise self.checkpoint.error(
+                f"failed while it read an answer: {first_line(error)}", cure_for(error)
+            ) from error
+        return [
+            self.checkpoint.weighed(len(prompts[index]), options, row)
+            for index, row in zip(chunk, rows, strict=True)
+        ]
 
     @contextmanager
     def _seeded(self, request: Request) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -32,6 +33,7 @@ from messcli.zoo import ModelSpec, VllmOptions
 INSTALL = "pip install 'messcli[vllm]'"
 _GROUP_SECONDS = 1.0  # a group of answers lasts so long,
 _GROUP_ANSWERS = 64  # or until so many are done
+_MOST_LOGPROBS = 20  # of the likeliest tokens: vLLM's own limit, unless load.max_logprobs says another
 _STREAM_INTERVAL = 16  # tokens of a request that the engine tells at a time; more is less work for Python
 # name in [models.generation] -> SamplingParams' name
 _OPTIONS = {
@@ -65,6 +67,10 @@ class _Running:
     row: list[int] = field(default_factory=list)
     text: str = ""
     log_probabilities: list[float] = field(default_factory=list)
+    options: Sequence[str] = ()  # wanted in place of a text
+    likely: dict[int, float] = field(
+        default_factory=dict
+    )  # log-probabilities of the first token, where options are
     begun: bool = False
 
     def take(self, output: Any) -> tuple[int, int]:
@@ -78,6 +84,8 @@ class _Running:
         self.text += part.text
         for token, known in zip(fresh, part.logprobs or (), strict=False):
             self.log_probabilities.append(known[token].logprob)
+            if self.options and not self.likely:
+                self.likely = {other: one.logprob for other, one in known.items()}
         return max(0, read), len(fresh)
 
 
@@ -392,6 +400,8 @@ class VllmBackend:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        if request.options:
+            return self._weighing(request.options)
         config = self.generation_config
         stops = config.eos_token_id
         options: dict[str, Any] = {
@@ -414,6 +424,26 @@ class VllmBackend:
             options["temperature"] = 0.0
         return SamplingParams(**options)
 
+    def _weighing(self, options: Sequence[str]) -> Any:
+        """vLLM's options for one token that is one of `options`, with the likeliest tokens' log-probabilities.
+
+        An option that is neither the one written nor among these is less likely than all of them: it counts 0.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        ids = self.checkpoint.option_ids(options)
+        allowed = [token for own in ids for token in own if isinstance(token, int)]
+        most = int(self._own.load.get("max_logprobs", _MOST_LOGPROBS))
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            allowed_token_ids=allowed,
+            logprobs=_MOST_LOGPROBS if most < 0 else min(most, _MOST_LOGPROBS),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
     # --- prompts ---
 
     @property
@@ -435,6 +465,11 @@ class VllmBackend:
             return
         self.load()
         refused, prompts = self.checkpoint.prompts(requests)
+        for options in {request.options for request in requests if request.options}:
+            if isinstance(why := self.checkpoint.option_ids(options), str):
+                for index in [index for index in prompts if requests[index].options == options]:
+                    tokens = len(prompts.pop(index))
+                    refused[index] = Generation(None, tokens, 0, error=why, fault="request")
         if refused:
             yield group_of(refused)
         self._engine.streams += 1
@@ -450,7 +485,7 @@ class VllmBackend:
                     ids = list(prompts[index])
                     sampling = self._sampling(requests[index])
                     engine.add_request(name, {"prompt_token_ids": ids}, sampling, lora_request=lora)
-                    running[name] = _Running(index, len(ids))
+                    running[name] = _Running(index, len(ids), options=requests[index].options)
             while running:
                 with self._failing("failed while answering"):
                     if self._draining:
@@ -493,6 +528,14 @@ class VllmBackend:
         return Group(finished, work)
 
     def _answer(self, request: _Running, finish: str | None) -> Generation:
+        if request.options:
+            ids = self.checkpoint.option_ids(request.options)
+            weights = [
+                math.fsum(math.exp(request.likely[token]) for token in own if token in request.likely)
+                for own in ids
+                if not isinstance(own, str)
+            ]
+            return self.checkpoint.weighed(request.prompt_tokens, request.options, weights)
         text = request.text
         if not self.generation_config.stop_strings:  # vLLM cuts at them; without them it needn't make text
             text = str(self.checkpoint.tokenizer.decode(request.row, skip_special_tokens=True))

@@ -40,6 +40,15 @@ class Look:
     joules: float  # of the check; 0 without
 
 
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """Of a model's answers, by a larger one."""
+
+    made: int
+    joules: float  # of one, in the mean; 0 before there were any
+    mute: bool  # there were several, and none told a probability
+
+
 class AnswerPredictor:
     """Â_l(x, s) - Â_l(x) of all models, after one of them answered.
 
@@ -87,7 +96,7 @@ class AnswerPredictor:
             check_joules: of the check that is among the signals.
         """
         vector = _vector(signals)
-        if not np.isnan(vector).all():
+        if not (np.isnan(vector).all() and math.isnan(check_joules)):
             residuals = np.array(accuracies, float) - np.array(estimates, float)
             self._pending.append(np.concatenate([[model, check_joules], vector, residuals]))
 
@@ -127,6 +136,12 @@ class AnswerPredictor:
     def knows_something(self) -> bool:
         """Whether any answer was noted."""
         return bool(self._pending or self._seen.any())
+
+    def checks_of(self, model: int) -> Checks:
+        """What is known of checks of the model's answers."""
+        joules, made = self._checks[model]
+        mute = made >= self._numbers.least and not self._count[1, model, model]
+        return Checks(int(made), float(joules / made) if made else 0.0, bool(mute))
 
     # ---- estimates -------------------------------------------------------------------------------
 
@@ -181,26 +196,30 @@ class AnswerPredictor:
     def _solved(self) -> Array:
         """Weights, (without or with check, models, models, features); 0 for the constant and for smaller models."""
         if self._weights is None:
-            numbers, size = self._numbers, self._gram.shape[-1]
-            expected = np.full(size, numbers.slope)
-            expected[0] = numbers.offset
+            numbers = self._numbers
             belief = numbers.variance_weight
             noise = (self._squares + numbers.variance * belief) / (self._count + belief)
-            penalty = noise[..., None] / expected**2  # (2, models, models, features)
-            left = self._gram + penalty[..., None] * np.eye(size)
             own = np.arange(self._models)
             weights = np.zeros_like(self._cross)
-            weights[:, own, own] = np.linalg.solve(left[:, own, own], self._cross[:, own, own, :, None])[
-                ..., 0
-            ]
-            # A request that is hard for m is likely to be hard for l: with nothing known of l, a part of m's.
-            likely = numbers.carried * weights[:, own, own][:, :, None, :]
-            others = np.linalg.solve(left, (self._cross + penalty * likely)[..., None])[..., 0]
+            own_penalty: Array = noise[:, own, own, None] / self._expected(numbers.slope) ** 2
+            weights[:, own, own] = _ridge(self._gram[:, own, own], self._cross[:, own, own], own_penalty)
+            # Whatever makes m's answer a bad one is likely to make l's one, as far as l's can be bad at all: a shift
+            # of log odds moves an accuracy by its variance.
+            part = numbers.carried * noise / noise[:, own, own][:, :, None]
+            likely = np.minimum(part, 1.0)[..., None] * weights[:, own, own][:, :, None, :]
+            spread: Array = noise[..., None] / self._expected(numbers.slope_larger) ** 2
+            others = _ridge(self._gram, self._cross + spread * likely, spread)
             larger = np.triu(np.ones((self._models, self._models), bool), 1)[None, :, :, None]
             weights = np.where(larger, others, weights)
             weights[..., 0] = 0.0
             self._weights = weights
         return self._weights
+
+    def _expected(self, slope: float) -> Array:
+        """Expected size of each feature's weight."""
+        expected = np.full(self._gram.shape[-1], slope)
+        expected[0] = self._numbers.offset
+        return expected
 
     # ---- remembering -----------------------------------------------------------------------------
 
@@ -232,6 +251,13 @@ class AnswerPredictor:
         self._checks = arrays["checks"].copy()
         self._pending = list(arrays["pending"].copy())
         self._weights = self._sorted = self._looks = None
+
+
+def _ridge(gram: Array, cross: Array, penalty: Array) -> Array:
+    """Weights (..., features) of ridge regressions by their sums, with a penalty for each feature."""
+    size = gram.shape[-1]
+    found = np.linalg.solve(gram + penalty[..., None] * np.eye(size), cross[..., None])
+    return np.asarray(found[..., 0], np.float64)
 
 
 def _vector(signals: Mapping[str, float]) -> Array:

@@ -182,14 +182,15 @@ class Answer:
     """A model's latest answers: ranks are taken among them. Raised: finer ranks, later notice of other traffic."""
     typical: int = 12
     """Typical answers that the worth of a look is averaged over. Raised: less noise, more time."""
-    slope: float = 0.2
-    """Accuracy: expected size of a weight. Raised: few answers are followed more boldly. At 0.5 more was expected of
-    looks than they brought: alpha was missed by 0.003 and 0.008 in 2 of 2 orders of `cascade_mmlu_qwen_oai` (0.9 of
-    the way, `--window auto`), where 0.2 kept it."""
+    slope: float = 0.6
+    """Accuracy: expected size of a weight. Raised: few answers are followed more boldly."""
+    slope_larger: float = 0.2
+    """Accuracy: how far a larger model's weights are expected to be from what is carried over. Raised: the same."""
     offset: float = 0.2
     """Accuracy: expected size of a constant difference to the prompts' estimates, which is no part of what is said."""
-    carried: float = 0.4
-    """The part of what an answer says of its own model that it says of a larger one, while little is known of that."""
+    carried: float = 0.7
+    """The part of a shift of log odds that a larger model shares, while little is known of that. Raised: fewer larger
+    models are asked. On four tables it is 0.6 to 1.1, but for confidences that tell nothing."""
     variance: float = 0.2
     """Accuracy squared: of A - Â(x), until some are known. Lowered: bolder."""
     variance_weight: float = 10.0

@@ -21,6 +21,7 @@ from messcli.report.text import joules_words
 
 _TONES = {"kept": "good", "missed": "bad"}
 _KINDS = ("served", "exploration", "look", "overhead")
+_AS = {"audit": "exploration", "judged": "exploration", "check": "look"}  # others, asked as well
 _WIDTH, _HEIGHT = 480, 300  # of a chart: small, so that letters can be read on a phone
 
 
@@ -259,7 +260,7 @@ def _models(report: Report) -> Iterator[dict[str, Any]]:
     joules: dict[str, dict[str, float]] = {}
     for row in report.energy:
         own = joules.setdefault(row["model"] or "(no model)", dict.fromkeys(_KINDS, 0.0))
-        kind = "exploration" if row["kind"] in ("audit", "judged") else row["kind"]  # others, asked as well
+        kind = _AS.get(row["kind"], row["kind"])
         own[kind] = own.get(kind, 0.0) + row["joules"]
     total = sum(sum(own.values()) for own in joules.values())
     most = max((sum(own.values()) for own in joules.values()), default=0.0) or 1.0

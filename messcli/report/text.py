@@ -15,7 +15,7 @@ def report_lines(report: Report) -> list[str]:
     failed = f", {report.failed} failed" if report.failed else ""
     share = report.explored / max(1, report.requests)
     text.append(f"{report.requests} requests routed, {report.explored} explored ({share:.1%}){failed}")
-    if looked := [row for row in report.energy if row["kind"] == "look"]:
+    if looked := [row for row in report.energy if row["kind"] in ("look", "check")]:
         joules = sum(row["joules"] for row in looked)
         text.append(
             f"second look: {joules:.4g} J in answers that were looked at and not served, and in checks"

@@ -212,15 +212,16 @@ class Controller:
             if auditor is not None:
                 decision = auditor.decide(decision, can, samples, later)
                 later += auditor.is_later(decision)
-            elif explored and self.looks and any(checkers.get(m) == model for m in asked):
-                decision = replace(decision, checked_by=model)  # what checks are worth is learnt
-            elif looked is not None and not explored and estimates is not None:
-                decision = replace(
-                    decision,
-                    larger=looked.larger,
-                    checked_by=checkers[model] if looked.checked else None,
-                    counted_on=estimates[model] + looked.gain,
-                )
+            else:
+                if looked is not None and not explored and estimates is not None:
+                    decision = replace(
+                        decision,
+                        larger=looked.larger,
+                        checked_by=checkers[model] if looked.checked else None,
+                        counted_on=estimates[model] + looked.gain,
+                    )
+                if decision.checked_by is None and tells:
+                    decision = replace(decision, checked_by=self._reads(t, asked, joules, checkers))
             decisions.append(decision)
             if estimates is not None:
                 expected = estimates[decision.model] if decision.counted_on is None else decision.counted_on
@@ -244,6 +245,29 @@ class Controller:
         if larger is None:
             return looked
         return replace(looked, model=larger, asked=(decision.model, larger))
+
+    def _reads(
+        self,
+        t: int,
+        asked: Sequence[int],
+        joules: Sequence[float] | None,
+        checkers: Mapping[int, int],
+    ) -> int | None:
+        """The larger model that reads these answers to learn what checks of them are worth; None: nobody does."""
+        readers = {checkers[m] for m in asked if m in checkers}
+        if self.answers is None or len(readers) != 1:
+            return None
+        (reader,) = readers
+        read = [m for m in asked if checkers.get(m) == reader]
+        known = [self.answers.checks_of(m) for m in read]
+        if any(checks.mute for checks in known):
+            return None
+        tuning = self.tuning.exploration
+        spent = sum(checks.joules for checks in known)
+        room = tuning.checks * (joules[reader] if joules else math.inf)
+        fading = tuning.checks_known / (tuning.checks_known + min(checks.made for checks in known))
+        likely = fading if spent <= 0.0 else fading * min(1.0, room / spent)
+        return reader if coin(self.settings.seed, t, b"check") < likely else None
 
     def encode(self, texts: Sequence[str]) -> None:
         """Have the features of `texts` at hand when they are asked for: together faster than one by one."""
@@ -413,10 +437,16 @@ class Controller:
             return
         if event.decision.explored or self.settings.learn_from == "all":
             self.predictor.learn_one(self.predictor.encode(event.text), self._of_prompt(event))
-        if self.answers is not None and event.signals and event.decision.estimates is not None:
-            for name, signals in event.signals.items():
-                joules = (event.check_joules or {}).get(name, math.nan)
-                self.answers.learn_one(int(name), signals, event.decision.estimates, event.accuracies, joules)
+        if self.answers is not None and event.decision.estimates is not None:
+            signals, joules = event.signals or {}, event.check_joules or {}
+            for name in dict.fromkeys([*signals, *joules]):
+                self.answers.learn_one(
+                    int(name),
+                    signals.get(name, {}),
+                    event.decision.estimates,
+                    event.accuracies,
+                    joules.get(name, math.nan),
+                )
         asked = event.decision.asked
         if event.decision.audited or (event.decision.explored and len(asked) == self.models):
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -43,12 +44,13 @@ class Settled:
 
     def __post_init__(self) -> None:
         known = [outcome.joules for outcome in self.outcomes.values() if outcome.joules is not None]
-        known_all = [
-            *known,
+        readings = [
             *(check.joules for check in self.checks.values()),
-            *(outcome.judged_joules for outcome in self.outcomes.values()),
+            *(one.joules for outcome in self.outcomes.values() for one in outcome.judgements),
         ]
-        billed = math.fsum(known_all) if len(known) == len(self.outcomes) else None
+        known_all = [*known, *(joules for joules in readings if joules is not None)]
+        complete = len(known_all) == len(self.outcomes) + len(readings)
+        billed = math.fsum(known_all) if complete else None
         object.__setattr__(self, "billed_joules", billed)
 
     @property
@@ -70,16 +72,30 @@ class Finished:
     outcomes: dict[int, Outcome]  # by model, in the zoo's order
 
 
-class Look(Protocol):
-    """Finds accuracies of finished requests that the source doesn't know."""
+Look = Callable[[Sequence[Finished]], list[dict[int, Outcome]]]
+"""Finds accuracies of finished requests that the source doesn't know: their outcomes with them, in the order given."""
+
+
+class Reader(Protocol):
+    """Has models read answers: a check, a judge."""
 
     @property
-    def asks(self) -> bool:
-        """Whether it asks models itself: then it is called when the window's models have answered everything."""
+    def decides(self) -> bool:
+        """Whether what it says of an answer decides if a larger model is asked."""
         ...
 
-    def __call__(self, finished: Sequence[Finished]) -> list[dict[int, Outcome]] | None:
-        """Their outcomes, with accuracies, in the order given; None: it was told to stop, and nothing is finished."""
+    def questions(
+        self, request: Request, decision: Decision, m: int, outcome: Outcome
+    ) -> Sequence[tuple[Request, int]]:
+        """What is still to be asked about the answer of model m, and of which model of the source. Pure."""
+        ...
+
+    def read(self, outcome: Outcome, reader: int, reply: Outcome) -> Outcome:
+        """The answer, with what a model has replied to one question about it."""
+        ...
+
+    def notes(self) -> Sequence[str]:
+        """What the user should know of this run's readings, a line each."""
         ...
 
 
@@ -120,6 +136,7 @@ def chunks(
     linger: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
     look: Look | None = None,
+    readers: Sequence[Reader] = (),
 ) -> Iterator[Chunk]:
     """Algorithm 1, a window at a time: decide in order, ask the models, fold in order, close the window.
 
@@ -132,6 +149,7 @@ def chunks(
         unfinished: is taken up first, with those of its lines that the input still has.
         linger: seconds from a window's first line after which it closes with what has come.
         look: finds accuracies that the source doesn't know.
+        readers: have answers read.
     """
     iterator = iter(lines)
     if unfinished is not None:
@@ -149,14 +167,14 @@ def chunks(
             if (outcome := unfinished.answers.get((item.line.key, m))) is not None
         ]
         yield Chunk(planned, ahead=answers)
-        work = _Window(planned, controller, source, clock, look, answers)
+        work = _Window(planned, controller, source, clock, look, readers, answers)
         yield from work.run()
         if not work.ended:
             return
     while batch := _batch(iterator, controller.window(left()), linger, clock):
         planned = _decide(batch, controller, source)
         yield Chunk(planned)
-        work = _Window(planned, controller, source, clock, look)
+        work = _Window(planned, controller, source, clock, look, readers)
         yield from work.run()
         if not work.ended:
             return
@@ -230,6 +248,17 @@ def _too_long(request: Request) -> Rejected:
     return replace(request.reject(why), key=request.key, digest=request.digest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """What a question to the source is for."""
+
+    place: int  # of the line
+    request: Request
+    model: int  # that is asked
+    reader: Reader | None = None  # whose question it is; None: the line's request itself
+    answer: int = -1  # the model whose answer it is about
+
+
 class _Window:
     """A window at work: its answers so far, and the lines that aren't finished."""
 
@@ -240,6 +269,7 @@ class _Window:
         source: OutcomeSource,
         clock: Callable[[], float],
         look: Look | None,
+        readers: Sequence[Reader] = (),
         answers: Iterable[Answer] = (),
     ) -> None:
         self._lines = list(planned)
@@ -247,45 +277,73 @@ class _Window:
         self._source = source
         self._clock = clock
         self._look = look
+        self._readers = readers
         self._outcomes: dict[int, dict[int, Outcome]] = {}  # by place, of lines that aren't finished
+        self._unread: Counter[int] = Counter()  # questions about answers that aren't replied to, by place
         self._finished = 0  # lines, from the first on
-        for place, m, outcome in answers:
-            self._take(place, m, outcome)
+        # of an earlier run's answers: what they were to be asked about; larger models are among the decisions'
+        self._begun = [put for answer in answers for put in self._take(*answer) if put.reader is not None]
 
-    def _take(self, place: int, m: int, outcome: Outcome) -> int | None:
-        """Take in an answer; the larger model that is to be asked as well, if its first answer makes that worth it."""
+    def _take(self, place: int, m: int, outcome: Outcome) -> list[_Put]:
+        """Take in an answer; what is to be asked because of it."""
         self._outcomes.setdefault(place, {})[m] = outcome
         item = self._lines[place]
+        if item.decision is None or not isinstance(item.line, Request):
+            return []
+        puts = [
+            _Put(place, question, model, reader, m)
+            for reader in self._readers
+            for question, model in reader.questions(item.line, item.decision, m, outcome)
+        ]
+        self._unread[place] += len(puts)
+        if not any(put.reader is not None and put.reader.decides for put in puts):
+            puts += self._second(place, m)
+        return puts
+
+    def _read(self, put: _Put, reader: Reader, reply: Outcome) -> list[_Put]:
+        """Take in what was said of an answer; what is to be asked because of it."""
+        answers = self._outcomes[put.place]
+        answers[put.answer] = reader.read(answers[put.answer], put.model, reply)
+        self._unread[put.place] -= 1
+        return self._second(put.place, put.answer) if reader.decides else []
+
+    def _second(self, place: int, m: int) -> list[_Put]:
+        """The larger model that is to be asked as well, if its first model's answer makes that worth it."""
+        item = self._lines[place]
         if item.decision is None or m != item.decision.model or not isinstance(item.line, Request):
-            return None
+            return []
+        outcome = self._outcomes[place][m]
         decision = _looked_at(item.line, item.decision, outcome, self._controller, self._source)
         self._lines[place] = Planned(item.line, decision)
-        return decision.model if decision.model != m else None
+        return [] if decision.model == m else [_Put(place, item.line, decision.model)]
 
     def run(self) -> Iterator[Chunk]:
         """Ask what isn't answered; yield chunks until the window ends, or the source does."""
-        places: list[int] = []
-        asked: list[tuple[Request, Sequence[int]]] = []
-        for place, item in enumerate(self._lines):
-            if item.decision is not None and isinstance(item.line, Request):
-                known = self._outcomes.get(place, {})
-                if missing := [m for m in item.decision.asked if m not in known]:
-                    places.append(place)
-                    asked.append((item.line, missing))
+        puts = [
+            _Put(place, item.line, m)
+            for place, item in enumerate(self._lines)
+            if item.decision is not None and isinstance(item.line, Request)
+            for m in item.decision.asked
+            if m not in self._outcomes.get(place, {})
+        ] + self._begun
+        asked: list[tuple[Request, Sequence[int]]] = [(put.request, (put.model,)) for put in puts]
         failure: Exception | None = None
         fresh: list[Answer] = []
-        missing_answers = sum(len(models) for _, models in asked)
+        missing_answers = len(puts)
         since = self._clock()
         try:
             for group in self._source.answers(asked) if asked else ():
                 for position, m, outcome in group:
-                    place = places[position]
-                    fresh.append((place, m, outcome))
-                    larger = self._take(place, m, outcome)
-                    if larger is not None:  # the source sees it before its next group
-                        places.append(place)
-                        asked.append((asked[position][0], (larger,)))
-                        missing_answers += 1
+                    put = puts[position]
+                    if put.reader is None:
+                        fresh.append((put.place, m, outcome))
+                        more = self._take(put.place, m, outcome)
+                    else:
+                        more = self._read(put, put.reader, outcome)
+                        fresh.append((put.place, put.answer, self._outcomes[put.place][put.answer]))
+                    puts += more  # the source sees them before its next group
+                    asked += [(one.request, (one.model,)) for one in more]
+                    missing_answers += len(more)
                 missing_answers -= len(group)
                 late = len(fresh) >= CHUNK_ANSWERS or self._clock() - since >= CHUNK_SECONDS
                 if fresh and late and missing_answers:  # the last chunk is yielded below
@@ -309,7 +367,9 @@ class _Window:
         finished: list[Rejected | Finished] = []
         for place, item in enumerate(self._lines[self._finished :], start=self._finished):
             outcomes = self._outcomes.get(place, {})
-            if item.decision is not None and len(outcomes) < len(item.decision.asked):
+            if item.decision is not None and (
+                len(outcomes) < len(item.decision.asked) or self._unread[place]
+            ):
                 break
             if item.decision is not None and isinstance(item.line, Request):
                 in_order = dict(sorted(outcomes.items()))  # the zoo's, not that of coming
@@ -318,15 +378,13 @@ class _Window:
                 finished.append(item.line)
         answered = [one for one in finished if isinstance(one, Finished)]
         if self._look is not None and answered:
-            wait = self._look.asks and self._finished + len(finished) < len(self._lines)
-            looked = None if wait else self._look(answered)
-            if looked is None:
-                return Chunk(ahead=list(fresh))
             answered = [
-                replace(one, outcomes=outcomes) for one, outcomes in zip(answered, looked, strict=True)
+                replace(one, outcomes=outcomes)
+                for one, outcomes in zip(answered, self._look(answered), strict=True)
             ]
         for place in range(self._finished, self._finished + len(finished)):
             self._outcomes.pop(place, None)
+            self._unread.pop(place, None)
         self._finished += len(finished)
         checks = [_checks(one.decision, one.outcomes, self._source.names) for one in answered]
         events = [
@@ -367,7 +425,7 @@ def _checks(
     return {
         m: check
         for m, outcome in outcomes.items()
-        if m < decision.checked_by and (check := (outcome.checks or {}).get(reader)) is not None
+        if decision.checks(m) and (check := (outcome.checks or {}).get(reader)) is not None
     }
 
 
@@ -375,7 +433,7 @@ def _signals(outcome: Outcome, check: Check | None) -> dict[str, float]:
     """What an answer tells of itself, and what a check says of it. Batches of other sizes sum in another order: what
     they change lies beyond the digits that count."""
     signals = {name: round(value, DIGITS) for name, value in (outcome.confidence or {}).items()}
-    if check is not None:
+    if check is not None and check.probability is not None:
         signals[CHECK] = check.probability
     return signals
 
@@ -411,7 +469,8 @@ def _event(
         joules=tuple(joules),
         served=served,
         signals=_signals_of_all(outcomes, checks, controller),
-        check_joules={str(m): check.joules for m, check in checks.items()} or None,
+        check_joules={str(m): check.joules for m, check in checks.items() if check.joules is not None}
+        or None,
         judged=judged,
     )
 

@@ -17,7 +17,11 @@ class OutcomeSource(Protocol):
     """Answers requests with the models of a zoo, given as indices into `names`."""
 
     names: tuple[str, ...]
-    checkers: Mapping[int, int]  # model -> the larger one that can check its answers
+
+    @property
+    def checkers(self) -> Mapping[int, int]:
+        """Model -> the larger one that can check its answers."""
+        ...
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         """For each request, the models that can take its prompt, ascending; may be empty."""

@@ -126,6 +126,11 @@ class Exploration:
     """Joules that the models cheaper than the served one are asked for, in joules of the served answer. Raised: the
     cheaper models are known better where a dearer one serves, for more joules
     (docs/evidence/routing.md#what-each-idea-is-worth)."""
+    checks: float = 0.02
+    """Joules of checks that are made to learn what they are worth, in joules of an answer of the model that reads.
+    Raised: it is known sooner, for more joules."""
+    checks_known: float = 32.0
+    """Checks of a model's answers after which half as many are made to learn. Raised: the same."""
 
 
 @dataclass(frozen=True, slots=True)

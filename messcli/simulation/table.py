@@ -169,7 +169,7 @@ def _with_joules_of_checks(
         known = {}
         for asked, check in outcome.checks.items():
             reader = asked or names[-1]
-            joules = per_weight.get(reader, math.nan) * read if math.isnan(check.joules) else check.joules
+            joules = per_weight.get(reader, math.nan) * read if check.joules is None else check.joules
             if joules > 0.0:
                 known[reader] = replace(check, joules=joules)
         return replace(outcome, checks=known or None)
@@ -336,7 +336,7 @@ def _confidence(value: Any, model: str, where: str) -> Mapping[str, float] | Non
 
 
 def _parse_checks(found: Mapping[str, Any], model: str, where: str) -> Mapping[str, Check] | None:
-    """By the larger model's name, "" for the zoo's largest; NaN joules where the table doesn't state them."""
+    """By the larger model's name, "" for the zoo's largest; no joules where the table doesn't state them."""
     checks, joules = found.get("checks"), found.get("check_joules")
     if checks is None:
         by_largest = found.get("confidence_by_large")
@@ -355,7 +355,7 @@ def _parse_checks(found: Mapping[str, Any], model: str, where: str) -> Mapping[s
                 f'{where}: model "{model}": "checks": expected {{"LARGER": probability}}, found {checks!r} '
                 f'(and "check_joules": {joules!r})'
             )
-        known[reader] = Check(float(probability), math.nan if stated is None else float(stated))
+        known[reader] = Check(float(probability), None if stated is None else float(stated))
     return known or None
 
 

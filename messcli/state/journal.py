@@ -219,7 +219,8 @@ class Journal:
             )
             if work.done:
                 db.execute("DELETE FROM answers WHERE place < (SELECT finished FROM window)")
-        db.executemany("INSERT INTO answers VALUES (?, ?, ?)", work.ahead)
+        # an answer comes again when a model has read it
+        db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", work.ahead)
 
     def written(self, work: Work) -> None:
         """The transaction that `write` was part of is committed."""
