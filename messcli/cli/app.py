@@ -20,6 +20,7 @@ from messcli.cli.options import (
     COMPARING,
     IN_LOAD,
     KEEPING,
+    LEARN_FROM,
     MEASURING,
     OUTPUT,
     PAPER,
@@ -59,7 +60,7 @@ def main() -> None:
 
 @main.command(
     short_help="Route a file of prompts: the main job.",
-    groups=[READING.only("format").also(OUTPUT), PROMISE, RUNNING, KEEPING, PAPER,
+    groups=[READING.only("format").also(OUTPUT), PROMISE, RUNNING, KEEPING.also(LEARN_FROM), PAPER,
             READING.only("prompt", "reference", "id", "plan_field", "limit", "linger", "on_error"), WRITING],
     common=["output", "zoo", "alpha", "metric", "format", "window", "limit", "state", "meter", "check_sla", "quiet"],
 )  # fmt: skip
@@ -170,7 +171,7 @@ def calibrate(net: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(
     short_help="Compare policies on an outcomes table; no model runs.",
-    groups=[COMPARING, SWEEPING, TABLE, AUDITING, IN_LOAD, RESULTS],
+    groups=[COMPARING.also(LEARN_FROM), SWEEPING, TABLE, AUDITING, IN_LOAD, RESULTS],
     common=["alphas", "alpha_at", "policies", "orders", "window", "metric", "complete_only", "engines", "out", "plot",
             "best", "quiet"],
 )  # fmt: skip

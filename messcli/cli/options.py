@@ -367,6 +367,13 @@ KEEPING = Group(
     ],
 )
 
+LEARN_FROM = option(
+    "--learn-from",
+    metavar="STATE|TABLE",
+    help="Begin with what an earlier job of the same models taught: its state, or a table of `messcli record`. It "
+    "fades as answers come.",
+)
+
 PAPER = Group(
     "The paper's algorithm",
     [

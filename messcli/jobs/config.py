@@ -76,6 +76,7 @@ class Running:
 class Keeping:
     """Where what is learnt and done is kept."""
 
+    learn_from: str | None = None  # what an earlier job taught: its state, or a table of outcomes
     state: Path | None = None  # None: beside the output; with standard output, nothing is kept
     wait_seconds: float = 0.0  # for another process that holds the state
 

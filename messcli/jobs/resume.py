@@ -6,7 +6,7 @@ Knows what decides and what is kept of it; knows nothing of models, rows or the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -21,9 +21,11 @@ from messcli.routing import older
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.controller import Controller, Event
+from messcli.routing.knowledge import Knowledge
 from messcli.routing.loop import Planned, Unfinished
-from messcli.routing.setup import Setup
+from messcli.routing.setup import Setup, create_controller
 from messcli.routing.sla import Account, VirtualQueue
+from messcli.state.earlier import Earlier
 from messcli.state.state import State
 from messcli.tariff import JOULES
 from messcli.zoo import Zoo, signature_of_older
@@ -62,15 +64,19 @@ class Terms:
 
     def setup_under(self, settings: Mapping[str, Any]) -> Setup:
         """The setup of a run under other settings that the state has kept."""
-        then: dict[str, Any] = {name: settings.get(name) for name in ("v", "c", "learn", "serve")}
-        then["no_look"] = settings.get("no_look", True)  # earlier versions looked at no answer
-        audits = settings.get("audits")
-        return replace(
-            self.setup,
-            **then,
-            horizon=settings.get("horizon") or settings.get("counted_horizon"),
-            audits=None if audits is None else Audits(**audits),
-        )
+        return _under(self.setup, settings)
+
+
+def _under(setup: Setup, settings: Mapping[str, Any]) -> Setup:
+    then: dict[str, Any] = {name: settings.get(name) for name in ("v", "c", "learn", "serve")}
+    then["no_look"] = settings.get("no_look", True)  # earlier versions looked at no answer
+    audits = settings.get("audits")
+    return replace(
+        setup,
+        **then,
+        horizon=settings.get("horizon") or settings.get("counted_horizon"),
+        audits=None if audits is None else Audits(**audits),
+    )
 
 
 def terms_in_force(
@@ -117,8 +123,13 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     return int(before) + total
 
 
-def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> None:
+def check_signature(
+    state: State, zoo: Zoo, metric: Metric, setup: Setup, learnt_from: Mapping[str, str] | None = None
+) -> None:
     """Refuse to mix decisions that were made in different ways. Alpha, V and c may change, and others may not.
+
+    Args:
+        learnt_from: name and digest of what the run begins with; None: nothing.
 
     Raises:
         StateError: naming the first thing that differs.
@@ -132,10 +143,12 @@ def check_signature(state: State, zoo: Zoo, metric: Metric, setup: Setup) -> Non
         "seed": setup.seed,
         "minimize": zoo.tariff.minimize,
         "look": asdict(zoo.look),
+        "learnt_from": learnt_from,
     }
     known = state.database.meta("signature")
     if known is not None:
         known.setdefault("minimize", JOULES)  # a state of 0.1
+        known.setdefault("learnt_from", None)
     if known is not None and known["metric"] in metric.continues:
         known = {**known, "metric": metric.signature}
         state.database.set_meta("signature", known)
@@ -156,17 +169,33 @@ def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
     this version of messcli, and no difference."""
     for name, value in known.items():
         if name == "zoo":
-            models, others = value["models"], now["zoo"]["models"]
-            names, other_names = ([model["name"] for model in zoo] for zoo in (models, others))
-            if names != other_names:
-                return f"the models {', '.join(names)}", f"the models {', '.join(other_names)}"
-            for model, other in zip(models, others, strict=True):
-                for field_name, was in signature_of_older(model).items():
-                    if was != other.get(field_name):
-                        what = f'{field_name} of model "{model["name"]}"'
-                        return f"{what} = {json.dumps(was)}", json.dumps(other.get(field_name))
+            if difference := zoo_difference(value["models"], now["zoo"]["models"]):
+                return difference
+        elif name == "learnt_from":
+            was, is_now = value, now.get(name)
+            if (was and was["digest"]) != (is_now and is_now["digest"]):
+                return _beginning(was), _beginning(is_now)
         elif value != now.get(name):
             return f"{name} {value}", f"{name} {now.get(name)}"
+    return None
+
+
+def _beginning(learnt_from: Mapping[str, str] | None) -> str:
+    return "nothing to begin with" if learnt_from is None else f"--learn-from {learnt_from['name']}"
+
+
+def zoo_difference(
+    models: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> tuple[str, str] | None:
+    """The first thing that differs between the models of two zoos, in words; None: nothing."""
+    names, other_names = ([model["name"] for model in zoo] for zoo in (models, others))
+    if names != other_names:
+        return f"the models {', '.join(names)}", f"the models {', '.join(other_names)}"
+    for model, other in zip(models, others, strict=True):
+        for field_name, was in signature_of_older(model).items():
+            if was != other.get(field_name):
+                what = f'{field_name} of model "{model["name"]}"'
+                return f"{what} = {json.dumps(was)}", json.dumps(other.get(field_name))
     return None
 
 
@@ -176,10 +205,12 @@ def resume(
     create: CreateController,
     names: Sequence[str],
     tell: Callable[[str], None],
+    knowledge: Knowledge | None = None,
 ) -> Controller:
     """The controller of the models `names` as the last run left it, under this run's terms.
 
     Args:
+        knowledge: what a run that begins here begins with.
         tell: takes a line where something of it begins anew, or goes on under other tuned numbers.
 
     Raises:
@@ -204,6 +235,8 @@ def resume(
             f"warning: {state.name}: was made under other tuned numbers of messcli. What is finished, the queues and "
             f"the ledger stay; {learns}"
         )
+    if before is None and knowledge is not None:
+        controller.learn_from(knowledge)
     if before is None or forgotten or "joules" in anew or before["calibration"] != settings["calibration"]:
         controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
     if before is None:
@@ -235,16 +268,41 @@ def _replay(state: State, controller: Controller, setup: Setup, settings: Mappin
     learnt = state.journal.snapshot()
     anew: list[str] = []
     if learnt is not None:
-        predictor = "mean" if setup.policy == "random" else setup.predictor
         try:
-            anew = controller.load(older.read_snapshot(learnt, predictor, settings["alphas"]))
+            anew = _load(controller, learnt, setup, settings)
         except StateError as error:
             raise StateError(f"{state.name}: {error}") from None
-    for events, ends_window in state.journal.events():
+    _fold(controller, state.journal.events())
+    return anew
+
+
+def _load(controller: Controller, learnt: bytes, setup: Setup, settings: Mapping[str, Any]) -> list[str]:
+    predictor = "mean" if setup.policy == "random" else setup.predictor
+    return controller.load(older.read_snapshot(learnt, predictor, settings["alphas"]))
+
+
+def _fold(controller: Controller, pieces: Iterable[tuple[Sequence[bytes], bool]]) -> None:
+    for events, ends_window in pieces:
         controller.settle([Event.loads(event) for event in events])
         if ends_window:
             controller.close_window()
-    return anew
+
+
+def earlier_controller(earlier: Earlier, setup: Setup, models: int) -> Controller | None:
+    """The controller of a run that another state is of; None where it would have to learn anew.
+
+    Args:
+        setup: of the run that asks.
+
+    Raises:
+        StateError: what was learnt isn't known to this messcli.
+    """
+    setup = replace(_under(setup, earlier.settings), policy=earlier.signature["policy"])
+    controller = create_controller(setup, models, earlier.settings["alphas"])
+    if {"predictor", "joules"} & {*_load(controller, earlier.snapshot, setup, earlier.settings)}:
+        return None
+    _fold(controller, earlier.events)
+    return controller
 
 
 # ---- what the state keeps of a window ------------------------------------------------------------

@@ -22,6 +22,7 @@ from messcli.jobs.checks import Checks
 from messcli.jobs.config import LOCAL, RouteConfig, Writing
 from messcli.jobs.feed import Feed, patiently
 from messcli.jobs.fleet import LazyLive
+from messcli.jobs.knowledge import Learner, knowledge_of, learnt_from
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
 from messcli.jobs.row import routed_row
 from messcli.jobs.session import MakeRow, RowText, Session, Strict
@@ -94,8 +95,14 @@ def run_job(
             source=config.input,
             count=count,
         )
-        check_signature(state, zoo, truth.metric, terms.setup)
-        controller = resume(state, terms, job.controller, zoo.names, tell)
+        learner = Learner(
+            zoo.names, terms.setup, zoo, truth.metric, truth.scored, agreement=truth.audits is not None
+        )
+        begins_with, knowledge = learnt_from(
+            state, config.keeping.learn_from, lambda path: knowledge_of(path, learner, tell)
+        )
+        check_signature(state, zoo, truth.metric, terms.setup, begins_with)
+        controller = resume(state, terms, job.controller, zoo.names, tell, knowledge)
         _open_output(state, config.output, tell)
         total = count() if on_progress else None
         lines = truth.of(stack.enter_context(_lines(config, tell)))

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from messcli.errors import UsageError, shown
 from messcli.files.sinks import write_text
+from messcli.jobs.knowledge import Learner, knowledge_of
 from messcli.metrics import DEFAULT_METRIC, load_metric
+from messcli.routing.knowledge import Knowledge
 from messcli.routing.tuning import TUNING
 from messcli.simulation.advice import advice_lines, advise
 from messcli.simulation.engines import Asked, Engines, at_full_load, engines_of, trace_text
@@ -46,6 +48,7 @@ class JudgeConfig:
     engine: tuple[str, ...] = ()  # MODEL=ENTRY of the engines file
     trace: str | None = None
     against: str | None = None  # "largest": accuracies are agreement with it
+    learn_from: str | None = None  # what every run begins with: an earlier job's state, or another table
 
 
 def judge(
@@ -70,6 +73,12 @@ def judge(
     engines = _engines(table, config)
     if engines is not None:
         table = at_full_load(table, engines)
+    if config.learn_from is not None:
+        if config.best or config.paper is not None:
+            raise UsageError(
+                "--best and --paper are of runs that begin with nothing. Give --learn-from without them"
+            )
+        simulation = replace(simulation, knowledge=_knowledge(config.learn_from, config, table, engines))
     asked = bool(simulation.alphas or simulation.alpha_at)
     if not asked and config.paper is None:
         means = table.accuracies.mean(axis=0)
@@ -102,6 +111,18 @@ def judge(
     if config.plot is not None:
         text += [f"drawn: {path}" for path in draw(table, results, Path(config.plot))]
     return text
+
+
+def _knowledge(path: str, config: JudgeConfig, table: OutcomeTable, engines: Engines | None) -> Knowledge:
+    name = config.metric or (None if config.against is None else DEFAULT_METRIC)
+    learner = Learner(
+        table.names,
+        config.simulation.setup,
+        scorer=None if name is None else load_metric(name),
+        agreement=config.against is not None,
+        reprice=None if engines is None else partial(at_full_load, engines=engines),
+    )
+    return knowledge_of(path, learner)
 
 
 def _engines(table: OutcomeTable, config: JudgeConfig) -> Engines | None:

@@ -103,15 +103,17 @@ class AnswerPredictor:
     def take_in(self) -> None:
         """Let what was noted change what is said, once it is enough. Called between windows."""
         total = float(self._seen.sum())
-        if not self._pending or len(self._pending) < self._numbers.growth * total:
-            return
+        if self._pending and len(self._pending) >= self._numbers.growth * total:
+            self._take_in_all()
+
+    def _take_in_all(self) -> None:
         noted = np.stack(self._pending)
         self._pending = []
         for m in range(self._models):
-            self._take_in(m, noted[noted[:, 0] == m, 1:])
+            self._take_in_of(m, noted[noted[:, 0] == m, 1:])
         self._weights = self._sorted = self._looks = None
 
-    def _take_in(self, m: int, noted: Array) -> None:
+    def _take_in_of(self, m: int, noted: Array) -> None:
         if not len(noted):
             return
         joules, signals, residuals = np.split(noted, [1, 1 + len(SIGNALS)], axis=1)
@@ -131,6 +133,23 @@ class AnswerPredictor:
                 self._cross[checked, m, larger] += y_known @ x_known
                 self._squares[checked, m, larger] += float(y_known @ y_known)
                 self._count[checked, m, larger] += len(y_known)
+
+    def discount(self, most: float) -> None:
+        """Let what is known of each pair of models count as at most `most` answers."""
+        if self._pending:
+            self._take_in_all()
+        part = np.minimum(1.0, most / np.maximum(self._count, 1.0))
+        self._gram *= part[..., None, None]
+        self._cross *= part[..., None]
+        self._squares *= part
+        self._count *= part
+        self._checks *= np.minimum(1.0, most / np.maximum(self._checks[:, 1:], 1.0))
+        remembered = self._numbers.remembered
+        for m, seen in enumerate(self._seen.tolist()):
+            if seen > remembered:  # the oldest first, so that it is the first to make room
+                self._latest[m] = np.roll(self._latest[m], -(seen % remembered), axis=0)
+        self._seen = np.minimum(self._seen, remembered)
+        self._weights = self._sorted = self._looks = None
 
     @property
     def knows_something(self) -> bool:

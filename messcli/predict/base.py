@@ -76,6 +76,15 @@ class Begins(Protocol):
     def begin(self, prior: Levels) -> None: ...
 
 
+@runtime_checkable
+class Fades(Protocol):
+    """A predictor whose earlier knowledge can count for less than what comes."""
+
+    def discount(self, most: float) -> None:
+        """Let what is known of each model count as at most `most` answers."""
+        ...
+
+
 class OneByOne(ABC):
     """What predictors share that have no faster way to encode or predict many."""
 

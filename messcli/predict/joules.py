@@ -105,6 +105,9 @@ class JoulesPredictor(Regression):
         """Joules of every model for a prompt in the middle, (models,); 0 while nothing is known."""
         return self._bounded(self._weights[-1].copy())
 
+    def _discounted(self, left: float) -> None:
+        pass  # nothing is
+
     def _bounded(self, linear: Array) -> Array:
         return np.maximum(linear, self._floor)
 

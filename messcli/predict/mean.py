@@ -31,6 +31,11 @@ class MeanPredictor(OneByOne):
         self._sums[observed] += accuracies[observed]
         self._counts += observed
 
+    def discount(self, most: float) -> None:
+        """Let what is known of each model count as at most `most` answers."""
+        part = np.minimum(1.0, most / np.maximum(self._counts, 1.0))
+        self._sums, self._counts = self._sums * part, self._counts * part
+
     @property
     def samples(self) -> Accuracies:
         return self._counts

@@ -62,6 +62,27 @@ class Evidence:
             self._sum_y2 += float(y @ y)
         self._pending = 0
 
+    def discount(self, most: float) -> float:
+        """Let what was observed of each model count as at most `most` answers. Means stay.
+
+        Returns:
+            The part of all answers that is left.
+        """
+        self._flush()
+        total = float(self.count.sum())
+        if not total:
+            return 1.0
+        within = max(self._sum_y2 - float(self._sum_y**2 @ (1.0 / np.maximum(self.count, 1.0))), 0.0)
+        part = np.minimum(1.0, most / np.maximum(self.count, 1.0))
+        self.count = self.count * part
+        self._sum_x *= part[:, None]
+        self._gram *= part[:, None, None]
+        self._cross *= part[:, None]
+        self._sum_y *= part
+        left = float(self.count.sum()) / total
+        self._sum_y2 = float(self._sum_y**2 @ (1.0 / np.maximum(self.count, 1e-9))) + within * left
+        return left
+
     def centred(self) -> Centred:
         """Everything centred at each model's means and scaled, so that one penalty is right for all numbers."""
         self._flush()
@@ -159,6 +180,17 @@ class Regression(ABC):
             self._learn(placed.at, values)
         if self._known:
             self.solve()
+
+    def discount(self, most: float) -> None:
+        """Let what is known of each model count as at most `most` answers."""
+        self._discounted(self._evidence.discount(most))
+        self._solve_at = min(self._solve_at, float(np.ceil(self.samples.sum() * tuning.REGRESSION.growth)))
+        if self._evidence.count.any() and self._known:
+            self.solve()
+
+    @abstractmethod
+    def _discounted(self, left: float) -> None:
+        """All that is counted beside the evidence counts by so much less."""
 
     @property
     def _known(self) -> bool:

@@ -57,6 +57,9 @@ class RidgePredictor(Regression):
         super().load(part)
         self._losses, self._candidates = part.arrays["losses"].copy(), part.arrays["candidates"].copy()
 
+    def _discounted(self, left: float) -> None:
+        self._losses = left * (self._losses - self._losses.min())
+
     def _bounded(self, linear: Array) -> Array:
         return np.clip(linear, 0.0, 1.0)
 

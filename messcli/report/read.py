@@ -8,14 +8,13 @@ import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from messcli.amounts import is_amount
-from messcli.errors import InputError, StateError, first_line, shown
+from messcli.errors import InputError, shown
 from messcli.files.requests import STDIN, open_input
 from messcli.jsonl import BadLine, TornFile, objects
 from messcli.report.audits import Standing
@@ -23,7 +22,7 @@ from messcli.report.bill import Alone
 from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
-from messcli.state.database import APPLICATION_ID, SCHEMA_VERSION
+from messcli.state.database import is_database, looking_into
 
 
 def make_report(path: str, alpha: float | None = None, beside: str | None = None) -> Report:
@@ -62,8 +61,7 @@ def _measured(path: str) -> Alone:
 
 def _is_database(path: str) -> bool:
     try:
-        with Path(path).open("rb") as handle:
-            return handle.read(16) == b"SQLite format 3\0"
+        return is_database(Path(path))
     except OSError as error:
         raise InputError(
             f"{path}: can't be read: {error.strerror}. Name a state file or the output of `messcli route`"
@@ -71,32 +69,12 @@ def _is_database(path: str) -> bool:
 
 
 def _from_state(path: str) -> Report:
-    # Read-only, without the lock: a report can be had while a run goes on. With no writer there is no
-    # write-ahead log either, and `immutable` keeps SQLite from leaving an empty one behind.
-    file = Path(path).resolve()
-    quiet = "" if file.with_name(file.name + "-wal").exists() else "&immutable=1"
-    uri = f"{file.as_uri()}?mode=ro{quiet}"
-    try:
-        with closing(sqlite3.connect(uri, uri=True)) as db:
-            return _read_state(db, path)
-    except sqlite3.DatabaseError as error:
-        raise StateError(f"{path}: can't be read: {first_line(error)}. Restore it from a copy") from None
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-    ) as error:  # a flipped bit in what it holds
-        raise StateError(f"{path}: is damaged: {first_line(error)}. Restore it from a copy") from None
+    with looking_into(Path(path)) as db:
+        return _read_state(db, path)
 
 
 def _read_state(db: sqlite3.Connection, path: str) -> Report:
-    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise StateError(f"{path}: is a database of another program. Name a state of messcli")
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise StateError(f"{path}: was written by a newer messcli (schema {version}). Upgrade messcli")
     meta = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM meta")}
     signature = meta.get("signature", {})
     if signature.get("policy") == "record":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from messcli.predict.answer import Look
-from messcli.predict.levels import deviations, levels
+from messcli.predict.levels import deviations
 from messcli.records import Decision
 from messcli.routing.audit import Audits
 from messcli.routing.exploration import companions, exploration_probability
@@ -186,17 +186,9 @@ class Auto:
 
     # ---- learning --------------------------------------------------------------------------------
 
-    def begin(self, alphas: Mapping[str, float], joules: Array) -> None:
-        """The first prices, before anything was seen.
-
-        Args:
-            joules: expected of every model.
-        """
-        nothing = np.zeros(len(joules))
-        expected = np.clip(levels(self.tuning.levels, nothing, nothing, 1.0), 0.0, 1.0)
+    def begin(self, alphas: Mapping[str, float], recent: Recent) -> None:
         for plan, alpha in alphas.items():
             promise = self._promises.setdefault(plan, self._unknown())
-            recent = Recent(expected[None, :], joules[None, :], nothing)
             self._solve(promise, alpha, Account(), recent)
 
     def settle(self, served: Served) -> None:

@@ -15,8 +15,9 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.errors import StateError
 from messcli.predict.answer import AnswerPredictor, Look
-from messcli.predict.base import Begins, Predictor
+from messcli.predict.base import Begins, Fades, Predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.levels import levels
 from messcli.predict.text import LATEST, MOST_REMEMBERED, TOGETHER, remember
@@ -24,6 +25,7 @@ from messcli.records import Decision, Request, dumps, loads
 from messcli.routing.audit import Auditor, Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.exploration import coin
+from messcli.routing.knowledge import Knowledge
 from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, Served, View, Window
 from messcli.routing.sla import Account, VirtualQueue
@@ -127,13 +129,52 @@ class Controller:
         self.begin()
 
     def begin(self) -> None:
-        """Expect of the zoo what its order and its calibration make likely. Nothing was decided yet."""
+        """Expect what an earlier job taught, and of the rest what the zoo's order and its calibration make likely.
+        Nothing was decided yet."""
         if not self.policy.begins:
             return
-        if isinstance(self.predictor, Begins):
+        if isinstance(self.predictor, Begins) and not self.predictor.samples.any():
             self.predictor.begin(self.tuning.levels)
         self.joules.begin(self.tuning.levels)
-        self.policy.begin(self.settings.alphas, self.joules.typical)
+        self.policy.begin(self.settings.alphas, self._of_recent() or self._of_order())
+
+    def _of_order(self) -> Recent:
+        """A request of which nothing is known."""
+        nothing = np.zeros(self.models)
+        expected = np.clip(levels(self.tuning.levels, nothing, nothing, 1.0), 0.0, 1.0)
+        return Recent(expected[None, :], self.joules.typical[None, :], nothing)
+
+    def _of_recent(self) -> Recent | None:
+        """What the latest requests would cost and be worth now; None while one of them isn't known."""
+        recent = self._recent.seen_by(self.predictor, self.joules)
+        return None if recent is None else replace(recent, estimates=self._of_all(recent.estimates))
+
+    def learn_from(self, earlier: Knowledge) -> None:
+        """Begin with what an earlier job taught. t, queues, accounts and prices are this job's own. Before `begin`.
+
+        Raises:
+            StateError: what was learnt isn't known to this messcli.
+        """
+        most = self.tuning.knowledge.answers
+        owners: Mapping[str, Predictor | JoulesPredictor | AnswerPredictor | None] = {
+            "predictor": self.predictor,
+            "joules": self.joules,
+            "answers": self.answers,
+        }
+        for name, owner in owners.items():
+            if owner is None or name not in earlier.part.parts:
+                continue
+            kept = earlier.part.find(name, like=owner.state())
+            if kept is None:
+                raise StateError(
+                    f"{earlier.name}: was learnt under other tuned numbers of messcli. Learn from a table of "
+                    "`messcli record`, or begin without it"
+                )
+            owner.load(kept)
+            if isinstance(owner, Fades):
+                owner.discount(most)
+        if earlier.part.parts["recent"].tuning == self._recent.state().tuning:
+            self._recent.load(earlier.part.parts["recent"])
 
     # ---- deciding -------------------------------------------------------------------------------
 
@@ -405,10 +446,7 @@ class Controller:
 
     def close_window(self) -> None:
         """End the window: all its requests are settled. The policy solves its prices now."""
-        wanted = self.policy.wants_recent(self.accounts)
-        recent = self._recent.seen_by(self.predictor, self.joules) if wanted else None
-        if recent is not None:
-            recent = replace(recent, estimates=self._of_all(recent.estimates))
+        recent = self._of_recent() if self.policy.wants_recent(self.accounts) else None
         looks: Sequence[Look] = ()
         if self.answers is not None:
             self.answers.take_in()

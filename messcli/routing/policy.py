@@ -87,11 +87,12 @@ class Policy(Protocol):
         """Whether it chooses by what is expected of a zoo before anything was learnt."""
         ...
 
-    def begin(self, alphas: Mapping[str, float], joules: NDArray[np.float64]) -> None:
-        """Nothing was seen yet. Called where `begins`.
+    def begin(self, alphas: Mapping[str, float], recent: Recent) -> None:
+        """Nothing of this job was seen yet. Called where `begins`.
 
         Args:
-            joules: expected of every model, from its calibration or its place in the zoo.
+            recent: requests as they are expected to be. Where nothing is known, one, with what is expected of the
+                zoo's order and calibration.
         """
         ...
 
@@ -179,7 +180,7 @@ class _Stateless:
     price: float | None = None
     begins = False
 
-    def begin(self, alphas: Mapping[str, float], joules: NDArray[np.float64]) -> None:
+    def begin(self, alphas: Mapping[str, float], recent: Recent) -> None:
         pass
 
     def companions(self, view: View, served: int) -> tuple[int, ...]:

@@ -191,6 +191,15 @@ class Audits:
 
 
 @dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What an earlier job taught, where one begins with it (`--learn-from`)."""
+
+    answers: float = 500.0
+    """Answers of each model that it counts as, at the most. Raised: it fades later, for the better where the traffic is
+    the same, and for the worse where it isn't (docs/evidence/routing.md#knowledge-brought-along)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mix:
     """The yardstick `random`: a coin between two models, blind to the request."""
 
@@ -223,6 +232,7 @@ class Tuning:
     audits: Audits = field(default_factory=Audits)
     windows: Windows = field(default_factory=Windows)
     levels: Levels = LEVELS
+    knowledge: Knowledge = field(default_factory=Knowledge)
     mix: Mix = field(default_factory=Mix)
     reach: Reach = field(default_factory=Reach)
 

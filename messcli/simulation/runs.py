@@ -6,6 +6,7 @@ runs there. Knows nothing of files or terminals.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,11 +23,12 @@ import numpy as np
 
 from messcli.errors import MessError, UsageError
 from messcli.metrics import ROUNDING, keeps
-from messcli.predict.text import remember
+from messcli.predict.text import TOGETHER, remember
 from messcli.registry import POLICIES
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.knowledge import Knowledge
 from messcli.routing.loop import Chunk, Settled, chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.tuning import TUNING
@@ -34,6 +36,7 @@ from messcli.simulation.engines import Asked, Engines, Played
 from messcli.simulation.hindsight import ORACLE, oracle
 from messcli.simulation.results import Audited, Result
 from messcli.simulation.table import OutcomeTable
+from messcli.snapshots import Part
 
 BLIND = ("smallest", "largest")  # the same whatever the order, alpha, V and c
 
@@ -60,6 +63,7 @@ class SimulateConfig:
     audit: bool = False  # the table's accuracies are hidden but where an audit finds them
     sure: bool = False  # with `audit`: the bound is to meet alpha
     agreement: bool = False  # the table's accuracies are agreement with the largest model, whose own is known
+    knowledge: Knowledge | None = None  # that every run of mess+ begins with
 
     @property
     def seeds(self) -> range:
@@ -75,6 +79,7 @@ class Task:
     alpha: float
     shuffled: bool  # by setup.seed
     limit: int | None = None  # only so many requests, the first ones of the order
+    knowledge: Knowledge | None = None  # that it begins with
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -98,9 +103,33 @@ def _run(table: OutcomeTable, task: Task) -> tuple[Controller, Iterator[Chunk]]:
     requests: Sequence[Any] = [table.requests[position] for position in _order(table, task)]
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
+    if task.knowledge is not None:
+        controller.learn_from(task.knowledge)
+        controller.begin()
     if remember(len(requests)):  # every order of the table has the same texts
         controller.encode([request.prompt for request in requests])
     return controller, chunks(requests, controller, table.source)
+
+
+def taught(table: OutcomeTable, setup: Setup) -> Part:
+    """The state of a controller that has seen what every model did with every request of the table, in its order.
+
+    Args:
+        setup: of the run that is to learn from it.
+    """
+    predictor = "mean" if setup.policy == "random" else setup.predictor
+    all_asked = Setup(
+        c=math.inf,
+        predictor=predictor,
+        seed=setup.seed,
+        window=TOGETHER,
+        no_look=setup.no_look,
+        tuning=setup.tuning,
+    )
+    controller = create_controller(all_asked, len(table.names), {DEFAULT_PLAN: 0.0})
+    for _ in chunks(table.requests, controller, table.source):
+        pass
+    return controller.state()
 
 
 def _order(table: OutcomeTable, task: Task) -> list[int]:
@@ -295,7 +324,10 @@ def _cells(config: SimulateConfig) -> Iterator[Task]:
         for v, c, seed in product(swept_v, swept_c, config.seeds):
             audits = Audits(agreement=config.agreement, sure=config.sure) if config.audit else None
             setup = replace(config.setup, policy=policy, v=v, c=c, seed=seed, audits=audits)
-            yield Task(setup, alpha, config.orders is not None)
+            known = (
+                None if policy in (*BLIND, "random") else config.knowledge
+            )  # these have nothing to learn by it
+            yield Task(setup, alpha, config.orders is not None, knowledge=known)
 
 
 def _task_of(cell: Task) -> Task:

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from messcli.errors import StateError
+from messcli.errors import StateError, first_line
 from messcli.files.sinks import sync_folder
 from messcli.state.lock import Lock
 
@@ -386,3 +386,39 @@ class Database:
 def put_meta(db: sqlite3.Connection, name: str, value: Any) -> None:
     """`Database.set_meta` within a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value, sort_keys=True)))
+
+
+# ---- looking into another run's state ------------------------------------------------------------
+
+
+def is_database(path: Path) -> bool:
+    """Whether the file is one of SQLite. Raises OSError: it can't be read."""
+    with path.open("rb") as handle:
+        return handle.read(len(_HEADER)) == _HEADER
+
+
+@contextmanager
+def looking_into(path: Path) -> Iterator[sqlite3.Connection]:
+    """A state, read-only and without its lock: also while a run goes on.
+
+    Raises:
+        StateError: it isn't a state, is damaged or newer than this program; also for what the caller finds in it that
+            isn't as it must be.
+    """
+    # With no writer there is no write-ahead log either, and `immutable` keeps SQLite from leaving an empty one behind.
+    file = path.resolve()
+    quiet = "" if file.with_name(file.name + "-wal").exists() else "&immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro{quiet}", uri=True)) as db:
+            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise StateError(f"{path}: is a database of another program. Name a state of messcli")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise StateError(
+                    f"{path}: was written by a newer messcli (schema {version}). Upgrade messcli"
+                )
+            yield db
+    except sqlite3.DatabaseError as error:
+        raise StateError(f"{path}: can't be read: {first_line(error)}. Restore it from a copy") from None
+    except (ValueError, TypeError, LookupError, AttributeError, zlib.error) as error:  # a flipped bit in it
+        raise StateError(f"{path}: is damaged: {first_line(error)}. Restore it from a copy") from None
