@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
-from messcli.predict.text import sparse_features
+from messcli.predict.latent import LatentSpace
+from messcli.predict.text import SHAPE, sparse_features
 from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
 from messcli.routing.auto import Auto
@@ -29,6 +30,7 @@ from messcli.routing.policy import (
     cheapest_mix,
     drift_plus_penalty,
 )
+from messcli.routing.setup import Setup, create_controller
 from messcli.routing.sla import VirtualQueue
 from messcli.routing.source import Recorded
 from messcli.routing.tuning import TUNING
@@ -473,3 +475,45 @@ def test_plans_have_queues_of_their_own_and_share_predictors():
         for line in own:
             queue = queue.after(alpha, line.outcomes[line.served].accuracy)
         assert control.accounts[plan].queue.length == pytest.approx(queue.length)
+
+
+# ---- one space ------------------------------------------------------------------------------------
+
+
+def test_directions_are_fitted_once_for_accuracies_and_joules_also_without_references(monkeypatch):
+    fits = []
+    monkeypatch.setattr(
+        LatentSpace, "fit", lambda self, texts, fit=LatentSpace.fit: fits.append(fit(self, texts))
+    )
+    requests, source = table(200)
+    bare = [replace(request, references=()) for request in requests]
+    outcomes = {
+        identity: {name: replace(outcome, accuracy=None) for name, outcome in known.items()}
+        for identity, known in source.outcomes.items()
+    }
+    controller = create_controller(Setup(window=8), 3, {DEFAULT_PLAN: 0.6})
+    for _ in chunks(bare[:150], controller, Recorded(source.names, outcomes)):
+        pass
+    assert len(fits) == 2  # after 32 and 128 prompts
+    assert not controller.predictor.samples.any()
+    for _ in chunks(requests[150:], controller, source):
+        pass
+    assert len(fits) == 2
+    assert controller.predictor.samples.any()
+    text = requests[0].prompt
+    assert controller.predictor.encode(text) is controller.joules.encode(text)
+    assert controller.space.encode(text).at[SHAPE:].any()
+
+
+def test_what_was_learnt_in_two_spaces_is_learnt_anew_in_one():
+    """A snapshot of 0.2's first days, when accuracies and joules had a space each."""
+    requests, source = table(100)
+    controller = create_controller(Setup(window=8), 3, {DEFAULT_PLAN: 0.6})
+    for _ in chunks(requests, controller, source):
+        pass
+    kept = controller.state()
+    parts = {name: part for name, part in kept.parts.items() if name != "space"}
+    again = create_controller(Setup(window=8), 3, {DEFAULT_PLAN: 0.6})
+    assert again.load(replace(kept, version=1, parts=parts)) == ["predictor", "joules", "recent"]
+    assert again.t == 100
+    assert again.accounts == controller.accounts

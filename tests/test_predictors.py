@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from messcli.errors import UsageError
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
-from messcli.predict.latent import SIZE, LatentSpace, Lessons
+from messcli.predict.latent import SIZE, LatentSpace
 from messcli.predict.linear import LinearPredictor
 from messcli.predict.mean import MeanPredictor
 from messcli.predict.ridge import candidate_weights
@@ -209,10 +209,10 @@ def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before():
     """What was learnt before the fits is learnt anew in the space of the last one."""
     rows = samples(300)
     learnt = create_predictor("ridge", MODELS)
-    learnt.lessons = Lessons(MODELS, fits=(32, 128))
+    learnt.space = LatentSpace(fits=(32, 128))
     taught(learnt, rows)
     known = create_predictor("ridge", MODELS)
-    known.lessons = Lessons(MODELS, fits=())
+    known.space = LatentSpace(fits=())
     known.space.fit([text for text, _ in rows[:128]])
     taught(known, rows)
     for one in (learnt, known):
@@ -220,7 +220,8 @@ def test_a_space_that_is_fitted_later_is_as_one_that_was_known_before():
     estimates = [[one.predict_one(one.encode(text)) for text, _ in samples(20, 1)] for one in (learnt, known)]
     np.testing.assert_allclose(*estimates, atol=0.02)
     np.testing.assert_allclose(learnt.samples, known.samples)
-    assert not learnt.lessons.open  # the texts are let go with the last fit
+    assert learnt.space.settled
+    assert not learnt.space.seen  # the texts are let go with the last fit
 
 
 # ---- linear: equation 4 ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from messcli.predict.latent import LatentSpace
 from messcli.predict.tuning import Levels
 from messcli.registry import PREDICTORS
 from messcli.snapshots import Part
@@ -74,6 +75,23 @@ class Begins(Protocol):
     """A predictor that says something of every model before it has learnt anything."""
 
     def begin(self, prior: Levels) -> None: ...
+
+
+@runtime_checkable
+class InSpace(Protocol):
+    """A predictor that looks at where prompts lie, and can do so in a space that others share."""
+
+    def join(self, space: LatentSpace) -> None:
+        """Place texts in `space` from now on. Nothing was learnt yet."""
+        ...
+
+    def learn_again(self, texts: Sequence[str]) -> None:
+        """The space was fitted: what was learnt is to be learnt anew in it.
+
+        Args:
+            texts: that it has seen.
+        """
+        ...
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +51,46 @@ class Placed:
 
 
 class LatentSpace:
-    """Where texts lie along the directions in which the texts that were fitted differ most; 0 before the first fit."""
+    """Where texts lie along the directions in which the texts that were fitted differ most; 0 before the first fit.
 
-    def __init__(self) -> None:
+    It is fitted when so many texts were seen as `fits` says: soon, and again when more texts tell more. Whoever has
+    learnt in it learns anew then. After the last fit it is settled.
+    """
+
+    def __init__(self, fits: tuple[int, ...] = tuning.LATENT.fits) -> None:
         self._directions = np.zeros((0, LATENT), np.float32)  # (BUCKETS, LATENT) once there are any
         self._middle = np.zeros(LATENT, np.float32)  # where the mean bag lies
+        self._at = fits
+        self._fits = 0
+        self._seen: list[str] = []  # until it is settled
         self.encode: Encoder[Placed] = Encoder(self._place)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no other fit is to come."""
+        return self._fits >= len(self._at)
+
+    @property
+    def seen(self) -> int:
+        """How many texts were seen while it isn't settled."""
+        return len(self._seen)
+
+    def see(self, text: str) -> Sequence[str] | None:
+        """Take note of a text that has come.
+
+        Returns:
+            The texts seen so far, in order, where the directions were fitted on them just now; else None.
+        """
+        if self.settled:
+            return None
+        self._seen.append(text)
+        if len(self._seen) < self._at[self._fits]:
+            return None
+        self.fit(self._seen)
+        self._fits += 1
+        seen = self._seen
+        self._seen = seen.copy() if self._fits < len(self._at) else []
+        return seen
 
     def fit(self, texts: Sequence[str]) -> None:
         """Learn the directions from `texts`. Along all of them together these have a variance of 1."""
@@ -88,58 +122,19 @@ class LatentSpace:
         return map(Placed, texts, placed)
 
     def state(self) -> Part:
-        return Part("space", arrays={"directions": self._directions.copy(), "middle": self._middle.copy()})
-
-    def load(self, part: Part) -> None:
-        fitted = len(part.arrays.get("directions", ())) > 0
-        empty = np.zeros((BUCKETS if fitted else 0, LATENT), np.float32)
-        part.check(Part("space", arrays={"directions": empty, "middle": self._middle}))
-        self._directions, self._middle = part.arrays["directions"].copy(), part.arrays["middle"].copy()
-        self.encode = Encoder(self._place)
-
-
-class Lessons:
-    """What was learnt before the space was settled, to be learnt again in a better one.
-
-    The space is fitted when so many lessons are there as `fits` says: soon, and again when more texts tell more.
-    """
-
-    def __init__(self, models: int, fits: tuple[int, ...] = tuning.LATENT.fits) -> None:
-        self._models = models
-        self._at = fits
-        self._texts: list[str] = []
-        self._values: list[Floats] = []
-        self._fits = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether another fit is to come."""
-        return self._fits < len(self._at)
-
-    def add(self, text: str, values: Floats) -> bool:
-        """Keep a lesson. Returns whether the space is to be fitted now."""
-        self._texts.append(text)
-        self._values.append(values)
-        return len(self._texts) == self._at[self._fits]
-
-    def fit(self, space: LatentSpace) -> list[tuple[str, Floats]]:
-        """Fit the space. Returns the lessons, to be learnt anew; after the last fit they are forgotten."""
-        space.fit(self._texts)
-        self._fits += 1
-        lessons = list(zip(self._texts, self._values, strict=True))
-        if not self.open:
-            self._texts, self._values = [], []
-        return lessons
-
-    def state(self) -> Part:
         return Part(
-            "lessons",
-            arrays={"observed": np.array(self._values, float).reshape(-1, self._models)},
-            values={"texts": list(self._texts), "fits": self._fits},
+            "space",
+            version=2,
+            arrays={"directions": self._directions.copy(), "middle": self._middle.copy()},
+            values={"seen": list(self._seen), "fits": self._fits},
+            tuning=tuning.digest(tuning.TEXT, tuning.LATENT),
         )
 
     def load(self, part: Part) -> None:
-        part.check(self.state(), free=["observed"])
-        self._texts = list(part.values["texts"])
-        self._values = list(part.arrays["observed"].copy())
-        self._fits = part.values["fits"]
+        fitted = len(part.arrays.get("directions", ())) > 0
+        own = self.state()
+        empty = np.zeros((BUCKETS if fitted else 0, LATENT), np.float32)
+        part.check(replace(own, arrays={**own.arrays, "directions": empty}))
+        self._directions, self._middle = part.arrays["directions"].copy(), part.arrays["middle"].copy()
+        self._seen, self._fits = list(part.values["seen"]), part.values["fits"]
+        self.encode = Encoder(self._place)

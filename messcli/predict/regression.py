@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.predict import tuning
-from messcli.predict.latent import SIZE, LatentSpace, Lessons, Placed
+from messcli.predict.latent import SIZE, LatentSpace, Placed
 from messcli.predict.text import SHAPE
 from messcli.snapshots import Part
 
@@ -142,8 +142,46 @@ class Centred:
     within: float  # sum of squares of all observations about their models' means
 
 
+class Lessons:
+    """What was learnt before the space is settled, to be learnt again in a better one."""
+
+    def __init__(self, models: int) -> None:
+        self._models = models
+        self._places: list[int] = []  # of their texts, among those that the space has seen
+        self._observed: list[Array] = []
+
+    def add(self, place: int, observed: Array) -> None:
+        self._places.append(place)
+        self._observed.append(observed)
+
+    def of(self, texts: Sequence[str]) -> list[tuple[str, Array]]:
+        """All of them, with their texts."""
+        return [
+            (texts[place], observed) for place, observed in zip(self._places, self._observed, strict=True)
+        ]
+
+    def state(self) -> Part:
+        return Part(
+            "lessons",
+            version=2,
+            arrays={
+                "observed": np.array(self._observed, float).reshape(-1, self._models),
+                "places": np.array(self._places, np.int64),
+            },
+        )
+
+    def load(self, part: Part) -> None:
+        part.check(self.state(), free=["observed", "places"])
+        self._places = part.arrays["places"].tolist()
+        self._observed = list(part.arrays["observed"].copy())
+
+
 class Regression(ABC):
-    """What the two predictors share: a space, evidence, weights that are solved for as it grows, and their snapshot."""
+    """What the two predictors share: evidence, weights that are solved for as it grows, and their snapshot.
+
+    It has a space of its own until it joins another one's: then whoever owns that has it see the texts, and says when
+    what was learnt is to be learnt anew.
+    """
 
     name: str
 
@@ -151,10 +189,16 @@ class Regression(ABC):
         self._models = models
         self._first = first  # samples to solve on at first
         self.space = LatentSpace()
-        self.lessons = Lessons(models)
+        self._owns_space = True
+        self._lessons = Lessons(models)
         self._expected: tuning.Levels | None = None  # what is said of models that aren't observed
         self.version = 0
         self._begin()
+
+    def join(self, space: LatentSpace) -> None:
+        """Place texts in `space` from now on. Nothing was learnt yet."""
+        self.space = space
+        self._owns_space = False
 
     def _begin(self) -> None:
         """Know nothing yet."""
@@ -169,16 +213,29 @@ class Regression(ABC):
         return self.space.encode.many(texts)
 
     def learn_one(self, features: Placed, observed: Array) -> None:
-        """Take in what was observed of each model; NaN where nothing was."""
-        if not (self.lessons.open and self.lessons.add(features.text, observed.copy())):
-            self._learn(features.at, observed)
+        """Take in what was observed of each model; NaN where nothing was. The text is the latest that the space saw."""
+        texts = self.space.see(features.text) if self._owns_space else None
+        if texts is not None:
+            self._lessons.add(len(texts) - 1, observed.copy())
+            self.learn_again(texts)
             return
-        # Learn every lesson again in the new space: the result is that of having known it from the start.
-        lessons = self.lessons.fit(self.space)
+        if not self.space.settled:
+            self._lessons.add(self.space.seen - 1, observed.copy())
+        self._learn(features.at, observed)
+
+    def learn_again(self, texts: Sequence[str]) -> None:
+        """Learn every lesson again: the space was fitted. The result is that of having known it from the start.
+
+        Args:
+            texts: that the space has seen.
+        """
+        lessons = self._lessons.of(texts)
         self._begin()
-        for placed, (_, values) in zip(self.encode_many([t for t, _ in lessons]), lessons, strict=True):
-            self._learn(placed.at, values)
-        if self._known:
+        for placed, (_, observed) in zip(self.encode_many([t for t, _ in lessons]), lessons, strict=True):
+            self._learn(placed.at, observed)
+        if self.space.settled:
+            self._lessons = Lessons(self._models)
+        if lessons and self._known:
             self.solve()
 
     def discount(self, most: float) -> None:
@@ -233,12 +290,13 @@ class Regression(ABC):
     def state(self) -> Part:
         return Part(
             self.name,
+            version=2,
             arrays={"weights": self._weights.copy()},
             values={"version": self.version, "solve_at": self._solve_at},
             parts={
                 "evidence": self._evidence.state(),
-                "space": self.space.state(),
-                "lessons": self.lessons.state(),
+                "lessons": self._lessons.state(),
+                **({"space": self.space.state()} if self._owns_space else {}),
             },
         )
 
@@ -247,8 +305,9 @@ class Regression(ABC):
         self._weights = part.arrays["weights"].copy()
         self.version, self._solve_at = part.values["version"], part.values["solve_at"]
         self._evidence.load(part.parts["evidence"])
-        self.space.load(part.parts["space"])
-        self.lessons.load(part.parts["lessons"])
+        self._lessons.load(part.parts["lessons"])
+        if self._owns_space:
+            self.space.load(part.parts["space"])
 
 
 def in_rows(array: Array) -> Array:

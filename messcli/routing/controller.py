@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from messcli.errors import StateError
 from messcli.predict.answer import AnswerPredictor, Look
-from messcli.predict.base import Begins, Fades, Predictor
+from messcli.predict.base import Begins, Fades, InSpace, Predictor
 from messcli.predict.joules import JoulesPredictor
+from messcli.predict.latent import LatentSpace
 from messcli.predict.levels import levels
 from messcli.predict.text import LATEST, MOST_REMEMBERED, TOGETHER, remember
 from messcli.records import Decision, Request, dumps, loads
@@ -113,6 +114,10 @@ class Controller:
         self.settings = settings
         self.tuning = tuning
         self.answers = answers
+        self.space = LatentSpace()  # that all predictors look at prompts in
+        self._in_space = [one for one in (predictor, joules) if isinstance(one, InSpace)]
+        for one in self._in_space:
+            one.join(self.space)
         self.t = 0  # requests decided so far
         self.explored = 0
         self.owed = False  # an exploration fell on a request without a reference
@@ -156,16 +161,19 @@ class Controller:
             StateError: what was learnt isn't known to this messcli.
         """
         most = self.tuning.knowledge.answers
+        space = earlier.part.find("space", like=self.space.state())
         owners: Mapping[str, Predictor | JoulesPredictor | AnswerPredictor | None] = {
             "predictor": self.predictor,
             "joules": self.joules,
             "answers": self.answers,
         }
+        if space is not None:
+            self.space.load(space)
         for name, owner in owners.items():
             if owner is None or name not in earlier.part.parts:
                 continue
             kept = earlier.part.find(name, like=owner.state())
-            if kept is None:
+            if kept is None or space is None:
                 raise StateError(
                     f"{earlier.name}: was learnt under other tuned numbers of messcli. Learn from a table of "
                     "`messcli record`, or begin without it"
@@ -469,6 +477,10 @@ class Controller:
         self.policy.open_period(self.accounts)
 
     def _learn(self, event: Event) -> None:
+        texts = self.space.see(event.text)
+        if texts is not None:
+            for one in self._in_space:
+                one.learn_again(texts)
         if not all(map(math.isnan, event.joules)):
             self.joules.learn_one(self.joules.encode(event.text), np.array(event.joules))
         if all(map(math.isnan, event.accuracies)):
@@ -507,6 +519,7 @@ class Controller:
         answers = {"answers": self.answers.state()} if self.answers is not None and looked else {}
         return Part(
             "controller",
+            version=2,
             values={
                 "t": self.t,
                 "explored": self.explored,
@@ -518,6 +531,7 @@ class Controller:
                     "accounts", parts={plan: account.state() for plan, account in self.accounts.items()}
                 ),
                 "best": self._best.state(),
+                "space": self.space.state(),
                 "policy": self.policy.state(),
                 "predictor": self.predictor.state(),
                 "joules": self.joules.state(),
@@ -538,6 +552,8 @@ class Controller:
         """
         own = self.state()
         parts = {name: kept for name, kept in part.parts.items() if name != "answers"}
+        if part.version == 1:  # each predictor had a space of its own: what was learnt there is learnt anew
+            parts["space"] = replace(own.parts["space"], tuning="")
         known = {name: kept for name, kept in own.parts.items() if name != "answers"}
         replace(part, parts=parts).check(replace(own, parts=known))
         values = part.values
@@ -558,8 +574,12 @@ class Controller:
             self.policy.load(parts["policy"])
         else:
             anew.append("policy")
+        space = replace(part, parts=parts).find("space", like=own.parts["space"])
+        if space is not None:
+            self.space.load(space)
         for name, owner in (("predictor", self.predictor), ("joules", self.joules)):
-            if (kept := part.find(name, like=own.parts[name])) is None:
+            kept = part.find(name, like=own.parts[name])
+            if kept is None or (space is None and owner in self._in_space):
                 anew.append(name)
             else:
                 owner.load(kept)

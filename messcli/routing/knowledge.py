@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from messcli.snapshots import Part
 
-LEARNT = ("predictor", "joules", "answers", "recent")
+LEARNT = ("space", "predictor", "joules", "answers", "recent")
 """Parts of a controller that say what prompts and models are like. The others are of the job that it was."""
 
 

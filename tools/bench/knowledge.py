@@ -1,7 +1,7 @@
 """What it is worth to begin with what an earlier job taught: half of a table's requests after the other half.
 
-    python tools/bench/knowledge.py TABLE... [--orders 0:5] [--at 0.2,0.5,0.8] [--window 1|N|auto] [--no-look] [--rows N]
-        [--answers N,M,...] [--before TABLE] [--models A,B] [--models C,D]
+    python tools/bench/knowledge.py TABLE... [--orders 0:5] [--at 0.2,0.5,0.8] [--window 1|N|auto] [--no-look]
+        [--rows N] [--answers N,M,...] [--before TABLE] [--models A,B] [--models C,D]
 
 The second half of each order is routed in four ways: from nothing; with what a table of the first half taught, where
 every model had answered (`--learn-from TABLE`); with what routing the first half to the same alpha taught
