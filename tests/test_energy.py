@@ -324,7 +324,7 @@ def test_replay_looks_up_route_rows(tmp_path: Path) -> None:
         ('{"id": "a", "prompt": "x"}', r'f\.jsonl:1: neither "models" nor "model"'),
         ('{"id": "a", "models": {"s": 3}}', r'"models"."s" is no object'),
         ('{"id": "a", "model": "s", "joules": -1}', r'f\.jsonl:1: "joules" is -1'),
-        ('{"id": "a", "model": "s", "joules": NaN}', r'"joules" is nan'),
+        ('{"id": "a", "model": "s", "joules": NaN}', r"f\.jsonl:1: not valid JSON: NaN is no JSON"),
         ('{"id": "a", "model": "s", "joules": true}', r'"joules" is True'),
         ('{"id": "a", "model": "s", "joules": 1, "seconds": "2"}', r'"seconds" is \'2\''),
     ],
@@ -516,6 +516,102 @@ def test_bills_and_overhead_sum_to_the_counters_over_any_schedule(
     overhead = sum(joules for kinds_taken in taken for joules in kinds_taken.values())
     assert math.isclose(sum(billed) + overhead, truth, rel_tol=1e-9, abs_tol=1e-9)
     assert ledger.overhead >= -1e-9 * truth
+
+
+class Consumers(FakeCounter):
+    """A counter of what its consumers draw: idle watts, and each one's from when to when."""
+
+    def __init__(self, world: World, idle: float, period: float) -> None:
+        super().__init__(world, period=period)
+        self.idle, self.consumers = idle, list[tuple[float, float, float]]()  # watts, from, to
+
+    def read(self) -> float:
+        now = math.floor(self.world.seconds / self.period + 1e-9) * self.period
+        drawn = (watts * max(0.0, min(now, to) - since) for watts, since, to in self.consumers)
+        self._last = max(self._last, self.idle * now + math.fsum(drawn))
+        return self._last
+
+
+def beside_each_other(
+    calls: Sequence[tuple[float, float, float]], *, idle: float = 0.0, period: float = 1e-6, gaps: float = 0.0
+) -> tuple[EnergyLedger, list[Any], list[float]]:
+    """Calls of (from, seconds, watts) on one counter, each expected to take its watts; with how they were settled."""
+    world = World()
+    counter = Consumers(world, idle, period)
+    counter.consumers = [(watts, since, since + seconds) for since, seconds, watts in calls]
+    ledger = fake_ledger(world, a=counter)
+    moments = sorted(
+        [(since, 1, n) for n, (since, _, _) in enumerate(calls)]
+        + [(since + seconds, 0, n) for n, (since, seconds, _) in enumerate(calls)]
+    )
+    open_, made, settled = {}, {}, []
+    with ledger.window(eager=True):
+        for when, starts, n in moments:
+            world.seconds = max(world.seconds, when)
+            if starts:
+                open_[n] = ledger.call(f"m{n}", ["r"], ["a"], beside=True)
+                made[n] = open_[n].__enter__()
+            else:
+                made[n].work, made[n].expected = [(1, 10)], calls[n][1] * calls[n][2]
+                open_[n].__exit__(None, None, None)
+                settled.append(sum(call.settled for call in made.values()))
+        world.sleep(gaps)
+    return ledger, [made[n] for n in range(len(calls))], settled
+
+
+def test_calls_beside_each_other_are_billed_what_each_of_them_drew() -> None:
+    """Known watts, expected in their proportion: what one drew alone is its own, what both drew is split."""
+    calls = [(0.0, 3.0, 30.0), (1.0, 3.0, 10.0), (3.0, 2.0, 30.0), (9.0, 1.0, 5.0)]
+    ledger, made, settled = beside_each_other(calls)
+    assert [call.joules for call in made] == pytest.approx([90.0, 30.0, 60.0, 5.0], rel=1e-5)
+    assert ledger.overhead == pytest.approx(0.0, abs=1e-3)
+    assert settled == [
+        0,
+        1,
+        3,
+        4,
+    ]  # none waits for the window's end, only for those that began before its own end
+
+
+def test_what_the_card_draws_anyway_is_shared_and_idle_time_is_overhead() -> None:
+    ledger, made, _ = beside_each_other([(0.0, 2.0, 30.0), (0.0, 2.0, 10.0), (6.0, 1.0, 10.0)], idle=8.0)
+    assert [call.joules for call in made] == pytest.approx([60 + 12, 20 + 4, 10 + 8], rel=1e-5)
+    assert ledger.overhead == pytest.approx(4 * 8.0, rel=1e-5)
+
+
+def test_calls_beside_each_other_are_shorter_than_the_counter_can_tell() -> None:
+    calls = [(n * 0.04, 0.09, 50.0) for n in range(40)]
+    ledger, made, _ = beside_each_other(calls, period=0.1, gaps=1.0)
+    assert all(call.joules > 0 for call in made)
+    billed = math.fsum(call.joules for call in made)
+    assert math.isclose(billed + ledger.overhead, ledger.total, rel_tol=1e-9)
+    assert billed == pytest.approx(40 * 0.09 * 50.0, rel=0.1)  # a period is 5 % of the whole
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 20), st.floats(0.01, 5), st.floats(0, 300)), min_size=1, max_size=25),
+    st.floats(0, 80),
+    st.sampled_from([1e-9, 0.001, 0.1, 0.7]),
+)
+def test_bills_of_calls_beside_each_other_and_overhead_sum_to_the_counter(
+    calls: list[tuple[float, float, float]], idle: float, period: float
+) -> None:
+    ledger, made, _ = beside_each_other(calls, idle=idle, period=period)
+    assert all(call.settled for call in made)
+    billed = math.fsum(call.joules or 0.0 for call in made if call.fault is None)
+    assert all((call.joules or 0.0) >= 0 for call in made)
+    assert math.isclose(billed + ledger.overhead, ledger.total, rel_tol=1e-9, abs_tol=1e-9)
+    assert ledger.overhead >= -1e-9 * max(1.0, ledger.total)
+
+
+def test_only_calls_that_are_all_beside_may_overlap() -> None:
+    world = World()
+    ledger = fake_ledger(world, a=FakeCounter(world))
+    for first, second in ((False, True), (True, False)):
+        with ledger.window(), ledger.call("m", [], ["a"], beside=first) as call:
+            call.drop()
+            with pytest.raises(RuntimeError, match="two calls at once on a"):
+                ledger.call("n", [], ["a"], beside=second).__enter__()
 
 
 def test_overhead_has_names_and_they_sum_to_it() -> None:

@@ -12,6 +12,10 @@ A counter that updates every `period` can't time a call to better than that, so
 - a gap between calls of one group too short for the counter is billed to the group's calls (bills
   are never understated); a longer one keeps its share by seconds, as overhead.
 
+Calls that run beside each other on one counter (`call(..., beside=True)`) are read whenever one of them starts or ends.
+What was read between two such moments is shared out by the joules that each call is expected to take (`Call.expected`,
+by the model's calibration), spread evenly over its seconds. Stretches under `RESOLVED_PERIODS` periods join the next.
+
 A call's joules are known as soon as no later call can join its group: with the next group, and at the latest when its
 window closes. In an eager window a call that is long enough to be read by itself is settled when it ends; a call too
 short to be read that comes after it then waits for the counter instead of joining it.
@@ -19,11 +23,13 @@ short to be read that comes after it then waits for the counter instead of joini
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 from messcli.energy.counter import CounterReset
 from messcli.energy.meter import Meter
@@ -103,11 +109,85 @@ class _Group:
         return self.spans[-1].end.seconds - self.spans[0].start.seconds
 
 
+class _Together:
+    """Calls of one source that run beside each other: those that run, and those that ended and aren't billed whole.
+
+    Their time is cut where one starts or ends. What ended waits for those that began before its end, whose `expected`
+    isn't known yet.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[_Span] = []
+        self.running: dict[Call, _Reading] = {}  # since when
+        self._cut: _Reading | None = None  # up to here everything is billed
+
+    @property
+    def begins(self) -> _Reading:
+        """Where the first stretch that isn't billed begins; there are spans."""
+        first = min((span.start for span in self.spans), key=lambda reading: reading.seconds)
+        return first if self._cut is None or self._cut.seconds < first.seconds else self._cut
+
+    def stretches(self, resolved: float, *, everything: bool) -> Iterator[_Stretch]:
+        """The next ones that can be billed, of at least `resolved` seconds: what is shorter joins its neighbour."""
+        if not self.spans:
+            return
+        begins = self.begins
+        since = min((start.seconds for start in self.running.values()), default=math.inf)
+        moments = {reading.seconds: reading for span in self.spans for reading in (span.start, span.end)}
+        times = [
+            begins.seconds,
+            *(s for s in sorted(moments) if begins.seconds < s and (everything or s <= since)),
+        ]
+        ends = [0]
+        for place in range(1, len(times)):
+            if times[place] - times[ends[-1]] >= resolved:
+                ends.append(place)
+        if everything and ends[-1] < len(times) - 1:
+            ends[max(1, len(ends) - 1) :] = [len(times) - 1]
+        moments[begins.seconds] = begins
+        for one, other in pairwise(ends):
+            inside = list(pairwise(times[one : other + 1]))
+            idle = math.fsum(b - a for a, b in inside if b - a >= resolved and not self._ran(a, b))
+            first, last = moments[times[one]], moments[times[other]]
+            self._cut = last
+            yield _Stretch(first, last, self._ran(first.seconds, last.seconds), idle)
+
+    def _ran(self, first: float, last: float) -> dict[Call, float]:
+        shares: dict[Call, float] = {}
+        for span in self.spans:
+            both = min(span.end.seconds, last) - max(span.start.seconds, first)
+            if both > 0:
+                shares[span.call] = span.call.expected * both / (span.end.seconds - span.start.seconds)
+        return shares
+
+    def take_finished(self) -> list[_Span]:
+        """The calls whose last stretch is billed."""
+        until = -math.inf if self._cut is None else self._cut.seconds
+        finished = [span for span in self.spans if span.end.seconds <= until]
+        self.spans = [span for span in self.spans if span.end.seconds > until]
+        return finished
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A time in which calls ran beside each other."""
+
+    first: _Reading
+    last: _Reading
+    shares: Mapping[Call, float]  # relative joules of each call that ran
+    idle_seconds: float  # in which none ran, as far as the counter can tell
+
+    @property
+    def seconds(self) -> float:
+        return self.last.seconds - self.first.seconds
+
+
 class Call:
     """A stretch of one model's work. The caller sets `generations`, or `work`; its joules are known when it is settled.
 
     Attributes:
         work: per request that ran, the prompt tokens read and the output tokens written meanwhile.
+        expected: joules by the model's calibration, for a call beside others: what they read together is split by it.
     """
 
     def __init__(self, model: str, request_ids: Sequence[str], kind: str, sources: Sequence[str]) -> None:
@@ -116,9 +196,11 @@ class Call:
         self.kind = kind  # for the rows' `meter`
         self.generations: Sequence[Generation] = ()
         self.work: Sequence[tuple[int, int]] | None = None
+        self.expected = 0.0
         self.seconds = 0.0
         self.fault: str | None = None  # why joules are None
         self._dropped = False
+        self._beside = False
         self._unsettled = set(sources)
         self._ended = False
         self._parts: dict[str, float] = {}  # source -> joules
@@ -175,7 +257,8 @@ class EnergyLedger:
     None, `fault` is set, and the next `window()` raises it. A counter that merely fell (CounterReset)
     leaves only the calls around the fall unknown; `take_warnings` tells.
 
-    Calls on one device follow each other; on devices with different counters they may overlap, in threads.
+    Calls on one device follow each other, unless all of them are `beside`; on devices with different counters they may
+    overlap, in threads.
     `clock` and `sleep` are in seconds.
     """
 
@@ -193,7 +276,8 @@ class EnergyLedger:
         self._lock = threading.RLock()  # calls end in threads
         self._spans: dict[str, list[_Span]] | None = None  # by source, not settled; None between windows
         self._eager = False
-        self._busy: dict[str, float] = {}  # sources of calls that run: joules at their start
+        self._together: dict[str, _Together] = {}  # by source, calls that run beside each other
+        self._busy: dict[str, dict[Call, float]] = {}  # by source, calls that run: joules at their start
         self._dead: dict[str, MeterError] = {}
         self._last = dict.fromkeys(meter.counters, 0.0)
         self._resets = dict.fromkeys(meter.counters, 0)
@@ -285,9 +369,12 @@ class EnergyLedger:
 
     def _decided(self, source: str) -> float:
         """The counter's value up to which every joule is known to be somebody's or overhead."""
+        known = list(self._busy.get(source, {}).values())
         if self._spans and (pending := self._spans.get(source)):
-            return pending[0].start.joules
-        return self._busy.get(source, self._last[source])
+            known.append(pending[0].start.joules)
+        if (together := self._together.get(source)) and together.spans:
+            known.append(together.begins.joules)
+        return min(known, default=self._last[source])
 
     def accounts(self) -> dict[str, tuple[float, float]]:
         """By source, after reading it: joules since the meter was opened, and those of them that calls took."""
@@ -325,12 +412,18 @@ class EnergyLedger:
                 spans, self._spans = self._spans, None
                 for source in spans:
                     self._settle(source, spans[source], everything=True)
+                for source, together in self._together.items():
+                    self._settle_together(source, together, everything=True)
+                self._together = {}
             self._stretch = THINKING, self._read_all()
 
     @contextmanager
-    def call(self, model: str, request_ids: Sequence[str], devices: Sequence[str]) -> Iterator[Call]:
+    def call(
+        self, model: str, request_ids: Sequence[str], devices: Sequence[str], *, beside: bool = False
+    ) -> Iterator[Call]:
         """One backend call on `devices`, whose work is done when the block ends (synchronise first).
 
+        `beside`: others that are `beside` too may run on the same devices; the caller sets `expected`.
         A call that raises is billed to nobody: its joules are overhead. Raises MeterError, before
         anything runs, for a device without a meter or a request without a recorded outcome.
         """
@@ -338,34 +431,60 @@ class EnergyLedger:
         if spans is None:
             raise RuntimeError("a call needs an open window")
         sources = self._meter.sources(devices)
+        together = self._together
         call = Call(model, request_ids, self._meter.kind(devices), sources)
         call._replayed = self._meter.replayed(model, request_ids)
-        if overlapping := self._busy.keys() & sources:
-            raise RuntimeError(f"two calls at once on {', '.join(sorted(overlapping))}")
-        for source in sources:
-            self._busy[source] = self._last[source]
+        with self._lock:
+            call._beside = beside
+            others = {source: self._busy.get(source, {}) for source in sources}
+            if overlapping := [
+                source
+                for source, running in others.items()
+                if not all(one._beside for one in (*running, call)) and running
+            ]:
+                raise RuntimeError(f"two calls at once on {', '.join(sorted(overlapping))}")
+            for source in sources:
+                self._busy.setdefault(source, {})[call] = self._last[source]
+                if beside:
+                    together.setdefault(source, _Together())
         try:
             starts = {}
             for source in sources:
                 with self._lock:
-                    starts[source] = self._read(source)
-                    self._busy[source] = self._last[source]
+                    starts[source] = start = self._read(source)
+                    self._busy[source][call] = self._last[source]
+                    if beside and start is not None:
+                        together[source].running[call] = start
             started = self._clock()
             yield call
             call.seconds = self._clock() - started
             if not call._dropped:
                 with self._lock:
-                    self._end(call, starts, spans)
+                    self._end(call, starts, spans, together if beside else {})
         finally:
-            for source in sources:
-                self._busy.pop(source, None)
+            with self._lock:
+                for source in sources:
+                    self._idle(source, call, together)
 
-    def _end(self, call: Call, starts: Mapping[str, _Reading | None], spans: dict[str, list[_Span]]) -> None:
+    def _idle(self, source: str, call: Call, together: Mapping[str, _Together]) -> None:
+        self._busy[source].pop(call, None)
+        if source in together:
+            together[source].running.pop(call, None)
+
+    def _end(
+        self,
+        call: Call,
+        starts: Mapping[str, _Reading | None],
+        spans: dict[str, list[_Span]],
+        together: Mapping[str, _Together],
+    ) -> None:
         for source, start in starts.items():
             end = self._read(source)
-            self._busy.pop(source, None)
+            self._idle(source, call, together)
             if start is None or end is None:
                 self._give_up(call, source, str(self._dead[source]))
+            elif together:
+                together[source].spans.append(_Span(call, start, end))
             else:
                 spans.setdefault(source, []).append(_Span(call, start, end))
         call._ended = True
@@ -376,6 +495,8 @@ class EnergyLedger:
         for source in starts:
             if source in spans:
                 self._settle(source, spans[source], everything=False)
+            if source in together:
+                self._settle_together(source, together[source], everything=False)
 
     def replay(self, model: str, request_ids: Sequence[str]) -> list[Bill] | None:
         """The recorded bills of requests that `model` has answered; None where counters are read.
@@ -443,6 +564,43 @@ class EnergyLedger:
                 span.call._unsettled.discard(source)
         del spans[: sum(len(group.spans) for group in groups[:final])]
 
+    def _settle_together(self, source: str, together: _Together, *, everything: bool) -> None:
+        """Bill the stretches that no call will be known to have run in later on, or everything."""
+        period = self._meter.counters[source].period
+        for stretch in together.stretches(RESOLVED_PERIODS * period, everything=everything):
+            end: _Reading | None = stretch.last
+            if everything and stretch.shares and stretch.last.joules <= stretch.first.joules:
+                end = self._await_tick(source, stretch.last, period)
+            why, joules = None, 0.0
+            if end is None or end.resets != stretch.first.resets:
+                why = str(
+                    self._dead.get(source) or f"the counter of {source} fell or leapt while the call ran"
+                )
+            else:
+                joules = end.joules - stretch.first.joules
+                tokens = sum(written for call in stretch.shares for _, written in call.tokens)
+                if joules <= 0 and tokens:
+                    why = str(self._stood_still(source, stretch.seconds, tokens))
+            joules, _ = _share(joules, [stretch.seconds - stretch.idle_seconds, stretch.idle_seconds])
+            for call, part in zip(stretch.shares, _share(joules, list(stretch.shares.values())), strict=True):
+                if why is not None:
+                    self._give_up(call, source, why)
+                elif call.fault is None:
+                    call._parts[source] = call._parts.get(source, 0.0) + part
+                    self._attributed[source] += part
+        for span in together.take_finished():
+            span.call._unsettled.discard(source)
+
+    def _stood_still(self, source: str, seconds: float, tokens: int) -> MeterError:
+        counter = self._meter.counters[source]
+        error = MeterError(
+            f"the {counter.kind} counter of {source} stood still over {seconds:.2g} s in which "
+            f"{tokens} tokens were generated ({counter.provenance}): their joules are left null. What is "
+            "finished stays; take --meter estimate to go on without this counter"
+        )
+        self._fail(source, error)
+        return error
+
     def _give_up(self, call: Call, source: str, why: str) -> None:
         """One unknown part makes the whole unknown; the rest is overhead."""
         if call.fault is None:
@@ -465,13 +623,7 @@ class EnergyLedger:
         joules = end.joules - first.joules
         tokens = sum(written for call in calls for _, written in call.tokens)
         if joules <= 0 and tokens > 0:
-            counter = self._meter.counters[source]
-            error = MeterError(
-                f"the {counter.kind} counter of {source} stood still over {group.seconds:.2g} s in which "
-                f"{tokens} tokens were generated ({counter.provenance}): their joules are left null. What is "
-                "finished stays; take --meter estimate to go on without this counter"
-            )
-            self._fail(source, error)
+            error = self._stood_still(source, group.seconds, tokens)
             for call in calls:
                 self._give_up(call, source, str(error))
             return

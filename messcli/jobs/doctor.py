@@ -262,6 +262,10 @@ def _calibration(config: DoctorConfig, zoo: Zoo) -> Iterator[Finding]:
     except CalibrationError as error:
         yield Finding("calibration", "file", BAD, str(error))
         return
+    beside = [spec.name for spec in zoo.models if spec.beside]
+    if found is None and len(beside) > 1:
+        text = f"none: {', '.join(beside)} take turns. `messcli calibrate` lets them run beside each other"
+        yield Finding("calibration", "beside", LACKING, text)
     if found is None:
         text = "none: what models cost is learnt from the run. `messcli calibrate` gives it a start"
         yield Finding("calibration", "file", LACKING, text)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import TypeVar
@@ -25,11 +25,17 @@ class Billing:
     Args:
         backends: one per model, in zoo order.
         weights: model -> how an interval's joules are split; by tokens where it isn't said.
+        beside: models that may run while others of them do, on the same counter. Their weights are joules, calibrated.
     """
 
     def __init__(
-        self, backends: Sequence[Backend], ledger: EnergyLedger, weights: Mapping[str, Weight]
+        self,
+        backends: Sequence[Backend],
+        ledger: EnergyLedger,
+        weights: Mapping[str, Weight],
+        beside: Collection[int] = (),
     ) -> None:
+        self._beside = beside
         self._backends = backends
         self._ledger = ledger
         self._weights = weights
@@ -51,14 +57,16 @@ class Billing:
             if self._ledger.replays:
                 yield from self._replayed(name, ids, kind, groups)
                 return
-            share = self._shares[m] = _Share(self._ledger, self._weights.get(name, token_weight), kind)
+            weight = self._weights.get(name, token_weight)
+            share = self._shares[m] = _Share(self._ledger, weight, kind)
             while True:
-                with self._ledger.call(name, (), devices) as call:
+                with self._ledger.call(name, (), devices, beside=m in self._beside) as call:
                     group = next(groups, None)
                     if group is None or not group.work:
                         call.drop()
                     else:
                         call.work = list(group.work.values())
+                        call.expected = math.fsum(weight(*tokens) for tokens in call.work)
                 if group is None:
                     return
                 share.add(group, call)

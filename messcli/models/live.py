@@ -13,7 +13,7 @@ from messcli.energy import EnergyLedger, Weight
 from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError
 from messcli.metrics import Metric
-from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, fitting
+from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, fitting, weights_of
 from messcli.models.billing import Billing
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
@@ -29,7 +29,9 @@ class Live:
     """Real models: a backend each, one energy ledger, one metric.
 
     A window's models run in rounds. The models of a round are in memory together, and those that share
-    neither a device nor a counter run at the same time. Loading happens between rounds, never beside a
+    neither a device nor a counter run at the same time. So do those that share one where all of them are to
+    run beside each other and are calibrated: what is read meanwhile is split by the cost of their steps.
+    Loading happens between rounds, never beside a
     model that answers: libraries change process-wide settings while they load.
 
     Args:
@@ -62,8 +64,16 @@ class Live:
         self._metric = metric
         self._stopping = stopping
         self._residency = Residency(backends, max_loaded)
-        self._billing = Billing(backends, ledger, weights or {})
+        weights = weights or {}
+        beside = [m for m, backend in enumerate(backends) if backend.spec.beside]
+        self._beside = frozenset(m for m in beside if self.names[m] in weights)
+        self._billing = Billing(backends, ledger, weights, self._beside)
         self._warnings: list[str] = []
+        if len(beside) > 1 and len(self._beside) < len(beside) and not ledger.replays:
+            self._warnings.append(
+                "beside = true: the models aren't calibrated, and what they read together couldn't be split. They take "
+                "turns. Run `messcli calibrate`"
+            )
         self.checkers: Mapping[int, int] = checkers or {}
         self.left_behind = False  # threads that didn't end in time still use the models
 
@@ -141,16 +151,17 @@ class Live:
     def _run(
         self, requests: Mapping[int, Sequence[Request]]
     ) -> Generator[tuple[int, Sequence[tuple[int, Billed]]], None, None]:
-        """Every model's answers to its share, as they come. Models that share a device or a counter take turns."""
+        """Every model's answers to its share, as they come."""
         arrived: SimpleQueue[tuple[int, int, Sequence[tuple[int, Billed]] | BaseException | None]] = (
             SimpleQueue()
         )
         ending = threading.Event()  # nothing more is to be asked
         over = threading.Event()  # nothing more is wanted
 
-        def serve(number: int, lane: Sequence[int]) -> None:
+        def answer(number: int, models: Sequence[int]) -> None:
+            m = models[0]
             try:
-                for m in lane:
+                for m in models:
                     if ending.is_set():
                         return
                     with closing(self._billing.stream(m, requests[m])) as stream:
@@ -160,18 +171,33 @@ class Live:
                             if over.is_set() or (ending.is_set() and not drains):
                                 return
             except BaseException as error:  # told in the thread that asked
-                arrived.put((number, 0, error))
+                arrived.put((number, m, error))
+
+        def serve(number: int, turns: Sequence[Sequence[Sequence[int]]]) -> None:
+            try:
+                for first, *others in turns:
+                    threads = [
+                        threading.Thread(
+                            target=answer, args=(number, models), name=f"{WORKERS}-{number}", daemon=True
+                        )
+                        for models in others
+                    ]
+                    for thread in threads:
+                        thread.start()
+                    answer(number, first)
+                    for thread in threads:
+                        thread.join()
             finally:
                 arrived.put((number, 0, None))
 
-        lanes = self._lanes(list(requests))
+        lanes = [self._turns(lane) for lane in self._lanes(list(requests))]
         running = {
             number: threading.Thread(
                 target=serve, args=(number, lane), name=f"{WORKERS}-{number}", daemon=True
             )
             for number, lane in enumerate(lanes)
         }
-        failures: dict[int, BaseException] = {}
+        failures: dict[tuple[int, int], BaseException] = {}
         grace = GRACE_SECONDS  # what is left of it
         try:
             for thread in running.values():
@@ -186,7 +212,7 @@ class Live:
                     if item is None:
                         running.pop(number).join()
                     elif isinstance(item, BaseException):
-                        failures[number] = item
+                        failures[number, m] = item
                     else:
                         yield m, [*item, *self._billing.take(m)]
                 if (failures or self._stopping()) and not ending.is_set():
@@ -221,6 +247,14 @@ class Live:
         for backend in self._backends:
             if isinstance(backend, Cancels):
                 backend.cancel()
+
+    def _turns(self, lane: Sequence[int]) -> list[list[list[int]]]:
+        """A lane's models in turns. Those of a turn run beside each other: in sequences, one per set of weights."""
+        beside = [m for m in lane if m in self._beside]
+        groups = weights_of([self._backends[m] for m in beside])
+        together = [[beside[index] for index in group] for group in groups]
+        alone = [[[m]] for m in lane if m not in self._beside]
+        return sorted([*([together] if together else []), *alone])
 
     def _lanes(self, models: Sequence[int]) -> list[list[int]]:
         """`models` in lanes that may overlap in time: no two share a device or a counter."""
