@@ -1040,6 +1040,8 @@ def test_joules_between_two_groups_are_split_over_what_ran_meanwhile():
     expected = [sum(row[n] / sum(row) for row in weights) for n in range(3)]
     assert [found[n, 0].joules for n in range(3)] == pytest.approx(expected)
     assert math.fsum(outcome.joules for outcome in found.values()) == pytest.approx(3.0)
+    # by requests running, down to a power of two: joules, tokens, tokens x running
+    assert source.loads == {"a": {2: (pytest.approx(2.0), 5, 3 * 3 + 2 * 2), 1: (pytest.approx(1.0), 1, 1)}}
     assert source.running_joules() == {}
     assert log[-1] == "closed with 0 running"
 

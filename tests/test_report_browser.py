@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from messcli.report import make_report
+from messcli.report.numbers import Load
 from messcli.report.page import page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -70,6 +72,23 @@ def look_at(html: str, folder: Path, width: int, *options: str) -> dict[str, Any
     assert found is not None, ended.stdout[:2000]
     seen: dict[str, Any] = json.loads(unescape(found[1]))
     return seen
+
+
+@pytest.mark.slow
+def test_joules_by_model_and_load_are_drawn_for_both_readers(tmp_path: Path) -> None:
+    names = ("small", "meta-llama/Llama-3.1-8B-Instruct-4bit")
+    report = make_report(write_rows(tmp_path, names, 300), alpha=0.5)
+    loads = [
+        Load(name, running, 1.0 / running * (place + 1) * 1000, 1000)
+        for place, name in enumerate(names)
+        for running in (1.0, 3.5, 24.0, 511.0)
+    ]
+    html = page(replace(report, loads=loads))
+    assert "Joules per token written" in html
+    assert f"{names[1]} made 135 answers at a time on average. A token took" in html
+    for width in (1280, 360):
+        assert look_at(html, tmp_path, width)["out"] == []
+    assert "Joules per token written" not in page(report)
 
 
 def write_rows(folder: Path, models: tuple[str, ...], count: int) -> str:

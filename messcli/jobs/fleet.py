@@ -14,6 +14,7 @@ from messcli.errors import MeterError, UsageError, ZooError
 from messcli.jobs.config import RAY, Running
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create, share_weights
+from messcli.models.billing import Loads
 from messcli.models.live import Live
 from messcli.records import Answer, Asked, Request
 from messcli.zoo import JudgeSpec, ModelSpec, ServerOptions, Zoo
@@ -125,6 +126,11 @@ class LazyLive:
     def named_overhead(self) -> Mapping[str, float]:
         """Parts of the overhead so far by what it was for."""
         return self._live.named_overhead if self._live else {}
+
+    @property
+    def loads(self) -> Loads:
+        """What was read so far, by how many requests a model ran at a time."""
+        return self._live.loads if self._live else {}
 
     def running_joules(self) -> Mapping[str, float]:
         return self._live.running_joules() if self._live else {}

@@ -29,6 +29,7 @@ from messcli.jobs.session import MakeRow, RowText, Session, Strict
 from messcli.jobs.summary import Progress, Summary, Tally
 from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
+from messcli.models.billing import Loads
 from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Reader
@@ -161,7 +162,7 @@ def run_job(
             stopped_by=None if ended else stop.signal,
             named_overhead=live.named_overhead,
         )
-        _keep_for_reports(state, summary, tally.spent, zoo.tariff)
+        _keep_for_reports(state, summary, tally.spent, zoo.tariff, live.loads)
         if failure := ended and (
             feed.failure or live.fault
         ):  # the models' in the last window: no other met it
@@ -207,12 +208,20 @@ def _feed(
     )
 
 
-def _keep_for_reports(state: State, summary: Summary, spent: Spent, tariff: Tariff) -> None:
+def _keep_for_reports(state: State, summary: Summary, spent: Spent, tariff: Tariff, loads: Loads) -> None:
     """Add to the state what only this run knows: what overhead was for, what it cost, what the largest would have."""
     if named := summary.named_overhead:
         before = state.database.meta("overhead") or {}
         total = {what: before.get(what, 0.0) + named.get(what, 0.0) for what in {**before, **named}}
         state.database.set_meta("overhead", total)
+    if loads:
+        sums = state.database.meta("loads") or {}
+        for model, known in loads.items():
+            own = sums.setdefault(model, {})
+            for running, numbers in known.items():
+                before = own.get(str(running), (0.0, 0, 0))
+                own[str(running)] = [a + b for a, b in zip(before, numbers, strict=True)]
+        state.database.set_meta("loads", sums)
     if tariff:
         before = state.database.meta("spent")
         cost = spent if before is None else Spent(**before["sum"]).plus(spent)

@@ -16,6 +16,8 @@ from messcli.models.backend import Backend, Billed, Group, SelfMetered
 from messcli.records import Generation, Request
 
 Item = TypeVar("Item")
+# model -> requests running, down to a power of two -> joules, tokens written, tokens written times requests running
+Loads = Mapping[str, Mapping[int, tuple[float, int, int]]]
 Answers = Sequence[tuple[int, Billed]]  # index into the requests of a model's share, answer and bill
 
 
@@ -40,6 +42,7 @@ class Billing:
         self._ledger = ledger
         self._weights = weights
         self._shares: dict[int, _Share] = {}  # by model, of the window in hand
+        self._loads: dict[str, dict[int, tuple[float, int, int]]] = {}
 
     def stream(self, m: int, requests: Sequence[Request]) -> Generator[Answers, None, None]:
         """Answer a model's share of a window, in a thread of its own.
@@ -58,7 +61,7 @@ class Billing:
                 yield from self._replayed(name, ids, kind, groups)
                 return
             weight = self._weights.get(name, token_weight)
-            share = self._shares[m] = _Share(self._ledger, weight, kind)
+            share = self._shares[m] = _Share(self._ledger, weight, kind, self._loads.setdefault(name, {}))
             while True:
                 with self._ledger.call(name, (), devices, beside=m in self._beside) as call:
                     group = next(groups, None)
@@ -107,6 +110,11 @@ class Billing:
             "for them are overhead"
         )
 
+    @property
+    def loads(self) -> Loads:
+        """What was read so far, by how many requests ran."""
+        return {name: dict(loads) for name, loads in self._loads.items() if loads}
+
     def running_joules(self) -> dict[str, float]:
         """Joules read so far for requests that aren't answered, by meter."""
         running: dict[str, float] = {}
@@ -137,8 +145,12 @@ class _Stretch:
 class _Share:
     """One model's share of a window: the stretches that each of its requests ran in."""
 
-    def __init__(self, ledger: EnergyLedger, weight: Weight, kind: str) -> None:
+    def __init__(
+        self, ledger: EnergyLedger, weight: Weight, kind: str, loads: dict[int, tuple[float, int, int]]
+    ) -> None:
         self.kind = kind
+        self._loads = loads
+        self._unread: list[Call] = []  # that `_loads` lacks
         self._ledger = ledger
         self._weight = weight
         self._lock = threading.Lock()  # answers come in a thread of their own
@@ -150,6 +162,7 @@ class _Share:
     def add(self, group: Group, call: Call) -> None:
         with self._lock:
             stretch = _Stretch(call, self._weight)
+            self._unread.append(call)
             for place, index in enumerate(group.work):
                 self._stretches.setdefault(index, []).append((stretch, place))
             self._finished.update(group.finished)
@@ -157,12 +170,22 @@ class _Share:
     def take(self) -> Answers:
         """The finished requests whose joules are final."""
         with self._lock:
+            self._note_loads()
             ready = [
                 index
                 for index in self._finished
                 if all(stretch.call.settled for stretch, _ in self._stretches.get(index, ()))
             ]
             return [(index, self._billed(index)) for index in ready]
+
+    def _note_loads(self) -> None:
+        for call in [call for call in self._unread if call.settled]:
+            self._unread.remove(call)
+            running, written = len(call.tokens), sum(tokens for _, tokens in call.tokens)
+            if call.joules is not None and written:
+                about = 1 << (running.bit_length() - 1)
+                joules, tokens, times = self._loads.get(about, (0.0, 0, 0))
+                self._loads[about] = joules + call.joules, tokens + written, times + written * running
 
     def _billed(self, index: int) -> Billed:
         bills = [stretch.bills[place] for stretch, place in self._stretches.pop(index, ())]

@@ -14,7 +14,7 @@ from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, fitting, weights_of
-from messcli.models.billing import Billing
+from messcli.models.billing import Billing, Loads
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
 from messcli.records import Answer, Asked, Outcome, Request
@@ -281,6 +281,11 @@ class Live:
     def named_overhead(self) -> Mapping[str, float]:
         """Parts of the overhead so far by what it was for: `EnergyLedger.named`."""
         return self._ledger.named
+
+    @property
+    def loads(self) -> Loads:
+        """What was read so far, by how many requests a model ran at a time."""
+        return self._billing.loads
 
     def take_overhead(self) -> Mapping[str, float]:
         overhead = Counter(self._ledger.take_overhead())

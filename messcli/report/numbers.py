@@ -155,6 +155,33 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a model took while it made about so many answers at a time."""
+
+    model: str
+    running: float  # mean over the tokens
+    joules: float
+    tokens: int  # written
+
+    @property
+    def joules_per_token(self) -> float:
+        """Reading the prompts included."""
+        return self.joules / self.tokens
+
+
+def loads_of(kept: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> list[Load]:
+    """What a state keeps of the loads, by model in the zoo's order and by rising load."""
+    return [
+        Load(name, times / tokens, joules, int(tokens))
+        for name in [*names, *(name for name in kept if name not in names)]
+        for _, (joules, tokens, times) in sorted(
+            (int(about), sums) for about, sums in kept.get(name, {}).items()
+        )
+        if tokens > 0
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything `messcli report` knows."""
 
@@ -179,6 +206,7 @@ class Report:
     metric: str | None
     missing: list[str] = field(default_factory=list)
     cost: Cost | None = None  # None: the zoo file states no prices
+    loads: list[Load] = field(default_factory=list)  # as far as runs that ended have read them
 
     @property
     def total_joules(self) -> float:
@@ -236,6 +264,7 @@ def summed_up(
     overhead_parts: Mapping[str, float] | None = None,
     cost: Cost | None = None,
     audits: Mapping[str, Standing] | None = None,
+    loads: list[Load] | None = None,
 ) -> Report:
     """The report on `ledger`.
 
@@ -248,6 +277,7 @@ def summed_up(
         overhead_parts: of the overhead, by what it was for.
         cost: what all runs cost, where prices were stated.
         audits: plan -> what audits tell, where there are any.
+        loads: what models took in load.
     """
     columns = ledger.columns()
     models = np.array([model or "" for model in ledger.models], dtype=object)
@@ -295,6 +325,7 @@ def summed_up(
         metric=metric,
         missing=missing,
         cost=cost,
+        loads=loads or [],
     )
 
 

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from messcli.report.bill import overhead_words
-from messcli.report.numbers import LEVEL, Promise, Reliability, Report, Savings
+from messcli.report.numbers import LEVEL, Load, Promise, Reliability, Report, Savings
 from messcli.report.svg import STYLE, Chart, Series, interval_picture
 from messcli.report.text import joules_words
 
@@ -138,6 +138,7 @@ def _short(report: Report) -> Iterator[str]:
             f"A request took {joules_words(report.total_joules / max(1, report.requests))}; with {saved.largest} alone "
             f"it would have been about {joules_words(saved.largest_joules)}."
         )
+    yield from _full_engines(report)
     unseen = sum(promise.estimated_count for promise in report.promises)
     if unseen:
         yield f"{unseen:,} requests had no reference: their accuracy is an estimate, and in no mean above."
@@ -314,6 +315,22 @@ def _energy(report: Report) -> Iterator[str]:
 
 
 def _load(report: Report) -> Iterator[Chart]:
+    by_model = _by_model(report.loads)
+    if any(len(loads) > 1 for loads in by_model.values()):
+        yield Chart(
+            "Joules per token written",
+            "answers being made at a time",
+            "joules, prompts included",
+            [
+                Series(
+                    name, [load.running for load in loads], [load.joules_per_token for load in loads], "both"
+                )
+                for name, loads in by_model.items()
+            ],
+            log_x=True,
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
     series = report.series
     at = [float(number) for number in series.requests]
     lines = [
@@ -329,6 +346,27 @@ def _load(report: Report) -> Iterator[Chart]:
             lines,
             width=_WIDTH,
             height=_HEIGHT,
+        )
+
+
+def _by_model(loads: Sequence[Load]) -> dict[str, list[Load]]:
+    found: dict[str, list[Load]] = {}
+    for load in loads:
+        found.setdefault(load.model, []).append(load)
+    return found
+
+
+def _full_engines(report: Report) -> Iterator[str]:
+    """What filling an engine saved, of the model that took the most."""
+    several = [loads for loads in _by_model(report.loads).values() if len(loads) > 1]
+    if several:
+        loads = max(several, key=lambda loads: math.fsum(load.joules for load in loads))
+        few, many = loads[0], loads[-1]
+        mean = math.fsum(load.running * load.tokens for load in loads) / sum(load.tokens for load in loads)
+        yield (
+            f"{few.model} made {mean:.3g} answers at a time on average. A token took "
+            f"{joules_words(many.joules_per_token)} with {many.running:.3g} at a time, and "
+            f"{joules_words(few.joules_per_token)} with {few.running:.3g}."
         )
 
 

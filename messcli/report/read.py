@@ -19,7 +19,7 @@ from messcli.files.requests import STDIN, open_input
 from messcli.jsonl import BadLine, TornFile, objects
 from messcli.report.audits import Standing
 from messcli.report.bill import Alone
-from messcli.report.numbers import Cost, Ledger, Report, compared, summed_up
+from messcli.report.numbers import Cost, Ledger, Report, compared, loads_of, summed_up
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
 from messcli.state.database import is_database, looking_into
@@ -118,6 +118,7 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         alone=Alone(**meta["alone"]) if meta.get("alone") else None,
         overhead_parts=meta.get("overhead"),
         cost=_cost(meta.get("spent")),
+        loads=loads_of(meta.get("loads") or {}, names),
         audits=_audits(settings.get("audits"), (meta.get("audits") or {}).get(period, {}), alphas),
     )
 

@@ -95,6 +95,11 @@ def energy_lines(report: Report) -> list[str]:
         text.append(f"overhead: {report.overhead_joules:.4g} J")
         if parts := overhead_words(report.overhead_joules, report.overhead_parts):
             text.append(f"  {parts}")
+    text.extend(
+        f"{load.model}, {load.running:.3g} answers at a time: {load.joules_per_token:.4g} J per token written "
+        f"({load.tokens:,} tokens)"
+        for load in report.loads
+    )
     if report.cost is not None:
         text.append(f"cost: {report.cost.words(report.total_joules)} ({report.cost.basis})")
     if report.unmetered:
