@@ -171,17 +171,32 @@ class Decision:
     owed: bool  # an exploration is still due, to the next request with a reference
     audited: bool = False  # a coin says that the answers are looked at
     audit_probability: float = 0.0  # of that coin; 0: none is thrown
-    chosen: int | None = None  # the model that serves without an audit; None where answers aren't audited
+    chosen: int | None = None  # the model that serves without an audit; None where none is possible
     larger: tuple[int, ...] = ()  # models that may be asked once `model` has answered
     checked_by: int | None = None  # the larger model that reads the answers of smaller ones
     counted_on: float | None = None  # expected accuracy of what is served in the end; None: that of `model`
     given: tuple[float, ...] | None = None  # Â_m(t) of every model once the first one's answer is looked at
+    first: int | None = None  # the model whose answer was looked at
+    added: int | None = None  # the model that was asked because of it
+
+    @property
+    def looks_at(self) -> int:
+        """The model whose answer is looked at: the one that was chosen, whether an audit asks others or not."""
+        if self.first is not None:
+            return self.first
+        return self.model if self.chosen is None else self.chosen
 
     def checks(self, m: int) -> bool:
-        """Whether `checked_by` reads the answer of model m: of the first one asked, and of all on an exploration."""
+        """Whether `checked_by` reads the answer of model m: of the one looked at, and of all on an exploration."""
         if self.checked_by is None or m >= self.checked_by:
             return False
-        return self.explored or m == self.asked[0]
+        return self.explored or m == self.looks_at
+
+    def audits(self, m: int) -> bool:
+        """Whether model m answers for an audit alone."""
+        if not self.audited or self.explored or self.chosen is None:
+            return False
+        return m not in (self.chosen, self.looks_at)
 
     @property
     def is_one_stage(self) -> bool:
@@ -195,6 +210,9 @@ class Decision:
             name: None if plain.get(name) is None else tuple(plain[name])
             for name in ("asked", "estimates", "joules_predicted", "given")
         }
+        if rows["given"] and rows["asked"] and "first" not in plain:  # of 0.2's first days
+            added = rows["asked"][-1] if len(rows["asked"]) > 1 else None
+            plain = {**plain, "first": rows["asked"][0], "added": added}
         return cls(**{**plain, **rows, "larger": tuple(plain.get("larger", ()))})
 
 

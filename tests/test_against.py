@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_models import FakeBackend, requests, write_joules, write_zoo
+from fake_models import SKILLS, FakeBackend, requests, write_joules, write_zoo
 
 from messcli.cli import main
-from messcli.errors import EXIT_SLA_MISSED, EXIT_USAGE
+from messcli.errors import EXIT_ERROR, EXIT_SLA_MISSED, EXIT_USAGE
+from messcli.records import Generation, Request
 
 COUNT = 300
 
@@ -168,6 +169,40 @@ def test_stopping_and_going_on_changes_nothing(job: Job, monkeypatch: pytest.Mon
     assert (job.folder / "out.jsonl").read_bytes() == (job.folder / "whole.jsonl").read_bytes()
     whole = CliRunner().invoke(main, ["report", str(job.folder / "whole.jsonl.state"), "--json"])
     assert job.report()["promises"] == json.loads(whole.stdout)["promises"]
+
+
+def _telling(self: FakeBackend, request: Request) -> Generation:
+    """What the models answer, with likely tokens where they are right."""
+    words = request.prompt.split()
+    right = len(words) <= SKILLS[self.spec.name]
+    likely = {"mean": -0.1 if right else -2.0, "tokens": float(len(words))}
+    return Generation(request.prompt if right else "?", len(words), len(words), confidence=likely)
+
+
+def test_answers_are_looked_at_beside_audits_and_a_stopped_run_goes_on(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBackend, "_generation", _telling)
+    job.route("--against", "largest", "--predictor", "mean", output="whole.jsonl")
+    rows = job.rows("whole.jsonl")
+    looked = [row for row in rows if "asked" in row]
+    assert any(row["audited"] for row in looked)
+    assert any(len(row["asked"]) == 2 and not row["audited"] for row in looked)
+    for broken in (40, 75, 110):
+        name = f"cut{broken}.jsonl"
+        monkeypatch.setattr(FakeBackend, "calls", 0)
+        monkeypatch.setattr(FakeBackend, "fail_after", broken)
+        assert (
+            "broke"
+            in job.route("--against", "largest", "--predictor", "mean", output=name, status=EXIT_ERROR).output
+        )
+        monkeypatch.setattr(FakeBackend, "fail_after", None)
+        job.route("--against", "largest", "--predictor", "mean", output=name)
+        assert job.rows(name) == rows
+    report = CliRunner().invoke(main, ["report", str(job.folder / "whole.jsonl.state"), "--json"])
+    energy = json.loads(report.stdout)["energy"]
+    assert {"served", "audit", "look"} <= {row["kind"] for row in energy}
+    assert sum(row["joules"] for row in energy) == pytest.approx(sum(row["billed_joules"] for row in rows))
 
 
 def test_each_period_has_its_own_estimate_and_is_taken_up_again(job: Job) -> None:

@@ -22,8 +22,12 @@ SMALL, LARGE = 0, 1
 ALPHA = 0.75
 
 
-def made(count: int, seed: int = 0) -> tuple[list[Request], Recorded]:
-    """Requests without references: small answers 60 % of them well, large 90 %; large takes ten times the joules."""
+def made(count: int, seed: int = 0, *, tells: bool = False) -> tuple[list[Request], Recorded]:
+    """Requests without references: small answers 60 % of them well, large 90 %; large takes ten times the joules.
+
+    Args:
+        tells: the small model's tokens are likelier where it is right.
+    """
     rng = np.random.default_rng(seed)
     requests, outcomes = [], {}
     for i in range(count):
@@ -36,6 +40,10 @@ def made(count: int, seed: int = 0) -> tuple[list[Request], Recorded]:
             name: Outcome("", accuracy, joules)
             for name, accuracy, joules in zip(NAMES, right, (10.0, 100.0), strict=True)
         }
+        if tells:
+            sure = -0.2 if right[SMALL] else -1.5
+            likely = {"mean": sure + 0.3 * float(rng.standard_normal())}
+            outcomes[i]["small"] = replace(outcomes[i]["small"], confidence=likely)
     return requests, Recorded(NAMES, outcomes)
 
 
@@ -50,9 +58,15 @@ def controller(audits: Audits | None, *, horizon: int | None = None, **options: 
 
 
 def run(
-    count: int, audits: Audits | None, *, horizon: int | None = None, data: int = 0, **options: object
+    count: int,
+    audits: Audits | None,
+    *,
+    horizon: int | None = None,
+    data: int = 0,
+    tells: bool = False,
+    **options: object,
 ) -> tuple[Controller, list[Settled]]:
-    requests, source = made(count, data)
+    requests, source = made(count, data, tells=tells)
     deciding = controller(audits, horizon=count if horizon is None else horizon, **options)
     lines = [line for chunk in chunks(requests, deciding, source) for line in chunk.lines]
     return deciding, [line for line in lines if isinstance(line, Settled)]
@@ -156,15 +170,20 @@ def test_where_little_is_at_stake_little_is_audited() -> None:
 
 
 @pytest.mark.parametrize(
-    "predictor",
-    ["mean", pytest.param("ridge", marks=pytest.mark.slow), pytest.param("linear", marks=pytest.mark.slow)],
+    ("predictor", "tells"),
+    [
+        ("mean", False),
+        ("mean", True),
+        pytest.param("ridge", False, marks=pytest.mark.slow),
+        pytest.param("linear", True, marks=pytest.mark.slow),
+    ],
 )
-def test_the_estimate_is_unbiased_in_the_loop(predictor: str) -> None:
+def test_the_estimate_is_unbiased_in_the_loop(predictor: str, tells: bool) -> None:
     """Decisions, probabilities and estimates all depend on earlier audits: the coins alone make it unbiased."""
     errors, variances = [], []
     for seed in range(40):
         deciding, lines = run(
-            300, Audits(), window=16, seed=seed, data=seed, predictor=predictor, horizon=3000
+            300, Audits(), window=16, seed=seed, data=seed, predictor=predictor, horizon=3000, tells=tells
         )
         mean = deciding.accounts[DEFAULT_PLAN].mean
         assert mean is not None
@@ -196,6 +215,34 @@ def test_the_bound_holds_at_every_window_of_every_run() -> None:
             above = above or least > np.mean(served) + 1e-9
         wrong += above
     assert wrong <= 2
+
+
+def test_audits_find_out_what_looked_at_answers_are_worth() -> None:
+    """An audit serves the largest model's answer, whatever the small one's tells: what counts is what would have been
+    served without it."""
+    deciding, lines = run(1500, Audits(), window=32, tells=True)
+    looked = [line for line in lines if line.decision.given is not None]
+    audited = [line for line in looked if line.decision.audited]
+    for kind in (audited, [line for line in looked if not line.decision.audited]):
+        assert {line.decision.chosen for line in kind} == {SMALL, LARGE}
+    assert all(line.served == LARGE and line.decision.first == SMALL for line in audited)
+    assert all(
+        line.audit_joules == (100.0 if line.decision.chosen == SMALL else 0.0) for line in audited
+    )  # an answer that was asked for because of the look is no audit's
+    assert all(line.served == line.decision.chosen for line in looked if not line.decision.audited)
+    assert np.mean(accuracies(lines)) >= ALPHA
+    mean = deciding.accounts[DEFAULT_PLAN].mean
+    assert mean is not None
+    assert (mean.least(0.05) or 0.0) <= np.mean(accuracies(lines))
+
+
+def test_looking_saves_joules_where_a_judge_audits() -> None:
+    bills = []
+    for no_look in (False, True):
+        _, lines = run(3000, Audits(by=JUDGE), window=32, tells=True, no_look=no_look)
+        assert np.mean(accuracies(lines)) >= ALPHA - 0.01
+        bills.append(sum(line.billed_joules or 0.0 for line in lines))
+    assert bills[0] < 0.85 * bills[1]
 
 
 def test_sure_aims_higher() -> None:
@@ -235,10 +282,10 @@ def test_agreement_knows_the_largest_models_answers_without_audits() -> None:
 # ---- resuming --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [1, 32])
-def test_deciding_is_pure_and_a_run_goes_on_exactly(window: int) -> None:
-    requests, source = made(400)
-    whole, lines = run(400, Audits(), window=window, horizon=400)
+@pytest.mark.parametrize(("window", "tells"), [(1, False), (32, False), (32, True)])
+def test_deciding_is_pure_and_a_run_goes_on_exactly(window: int, tells: bool) -> None:
+    requests, source = made(400, tells=tells)
+    whole, lines = run(400, Audits(), window=window, horizon=400, tells=tells)
     first = controller(Audits(), horizon=400, window=window)
     iterator = iter(chunks(requests, first, source))
     done: list[Settled] = []

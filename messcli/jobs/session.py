@@ -277,6 +277,8 @@ def _kind(line: Settled, m: int) -> str:
     """What a model answered a request for."""
     if m == line.served:
         return "served"
+    if line.decision.audits(m):
+        return "audit"
     if line.decision.given is not None:
         return "look"
     return "audit" if line.decision.audited and not line.decision.explored else "exploration"

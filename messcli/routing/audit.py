@@ -235,7 +235,7 @@ class Auditor:
             means.gain += max(decision.estimates[largest] - decision.estimates[chosen], 0.0)
         found = self.found(decision, accuracies)
         if found is not None:
-            means.squares += (found - decision.estimates[chosen]) ** 2
+            means.squares += (found - (decision.given or decision.estimates)[chosen]) ** 2
             means.audits += 1
 
     def book(self, mean: ServedMean, decision: Decision, accuracies: Sequence[float], served: int) -> None:
@@ -246,7 +246,9 @@ class Auditor:
         if chosen is None or (known and (certain or (self.audits.agreement and chosen == self._models - 1))):
             mean.observe(accuracy)
             return
-        estimate = _BLIND if decision.estimates is None else decision.estimates[chosen]
+        # Given an answer, too: what the answer tells knows nothing of the coin.
+        estimates = decision.given or decision.estimates
+        estimate = _BLIND if estimates is None else estimates[chosen]
         probability = decision.audit_probability
         if not decision.audited:
             mean.pass_by(estimate, probability)

@@ -167,7 +167,7 @@ class Auto:
         if decision.given is None or decision.joules_predicted is None:
             return None
         price = self._promise(plan).price_at(decision.t)
-        return escalate(decision.model, decision.given, decision.joules_predicted, decision.larger, price)
+        return escalate(decision.looks_at, decision.given, decision.joules_predicted, decision.larger, price)
 
     def _optimism(self, promise: Promise, samples: Array) -> Array:
         """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""

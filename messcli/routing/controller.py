@@ -258,22 +258,25 @@ class Controller:
             # Before a calibration or a reading, joules are the zoo's order in some unit: to choose by, not to tell.
             told = joules if self.joules.measured else None
             decision = Decision(t, model, asked, explored, estimates, told, owed)
+            if looked is not None and not explored and estimates is not None:
+                decision = replace(
+                    decision,
+                    larger=looked.larger,
+                    checked_by=checkers[model] if looked.checked else None,
+                    counted_on=estimates[model] + looked.gain,
+                )
             if auditor is not None:
                 decision = auditor.decide(decision, can, samples, later)
                 later += auditor.is_later(decision)
-            else:
-                if looked is not None and not explored and estimates is not None:
-                    decision = replace(
-                        decision,
-                        larger=looked.larger,
-                        checked_by=checkers[model] if looked.checked else None,
-                        counted_on=estimates[model] + looked.gain,
-                    )
-                if decision.checked_by is None and tells:
-                    decision = replace(decision, checked_by=self._reads(t, asked, joules, checkers))
+            seen = tells if auditor is None else decision.audited
+            if decision.checked_by is None and seen:
+                decision = replace(
+                    decision, checked_by=self._reads(t, asked if explored else (model,), joules, checkers)
+                )
             decisions.append(decision)
             if estimates is not None:
-                expected = estimates[decision.model] if decision.counted_on is None else decision.counted_on
+                counts = decision.counted_on is not None and decision.model == model
+                expected = (decision.counted_on if counts else None) or estimates[decision.model]
                 queues[plan] = queues[plan].after(self.settings.alphas[plan], expected)
         return decisions
 
@@ -287,13 +290,21 @@ class Controller:
         """
         if self.answers is None or decision.estimates is None or not decision.larger:
             return decision
-        shifts = self.answers.given(decision.model, signals)
+        first = decision.looks_at
+        shifts = self.answers.given(first, signals)
         given = tuple(np.clip(np.array(decision.estimates) + shifts, 0.0, 1.0).tolist())
-        looked = replace(decision, larger=(), given=given)
+        looked = replace(decision, larger=(), given=given, first=first)
         larger = self.policy.second(plan, replace(looked, larger=decision.larger))
         if larger is None:
             return looked
-        return replace(looked, model=larger, asked=(decision.model, larger))
+        chosen = None if decision.chosen is None else larger
+        if decision.audited and decision.model != first:  # it serves what it asked for, whatever is found out
+            looked = replace(looked, chosen=chosen)
+        else:
+            looked = replace(looked, chosen=chosen, model=larger)
+        if larger in decision.asked:
+            return looked
+        return replace(looked, asked=tuple(sorted({*decision.asked, larger})), added=larger)
 
     def _reads(
         self,
@@ -447,7 +458,14 @@ class Controller:
             account.mean = account.mean or ServedMean()
             self.auditor.book(account.mean, decision, event.accuracies, served)
             observed = self.auditor.found(decision, event.accuracies)
-            estimate = None if estimates is None else estimates[decision.chosen]
+            if (
+                counted_on is not None
+                and decision.audited
+                and not math.isnan(event.accuracies[decision.chosen])
+            ):
+                observed = event.accuracies[decision.chosen]  # the largest's, too: it was counted on
+            elif counted_on is None:
+                estimate = None if estimates is None else estimates[decision.chosen]
         billed = math.fsum(joules for joules in event.joules if not math.isnan(joules))
         billed += math.fsum((event.check_joules or {}).values())
         self.policy.settle(Served(event.plan, observed, estimate, decision.explored, billed))
@@ -506,9 +524,14 @@ class Controller:
         answer told is taken off: else it would be known from what smaller ones can't do alone."""
         accuracies = np.array(event.accuracies)
         decision = event.decision
-        if decision.given is not None and decision.estimates is not None and len(decision.asked) > 1:
-            larger = decision.asked[-1]
-            accuracies[larger] -= decision.given[larger] - decision.estimates[larger]
+        if decision.given is not None and decision.estimates is not None:
+            told = np.array(decision.given) - np.array(decision.estimates)
+            because = [] if decision.added is None else [decision.added]
+            if (
+                self.auditor is not None and not decision.audited
+            ):  # the first one's is known as the largest agrees
+                because.append(decision.looks_at)
+            accuracies[because] -= told[because]
         return accuracies
 
     # ---- remembering -----------------------------------------------------------------------------

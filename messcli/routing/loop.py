@@ -56,11 +56,10 @@ class Settled:
     @property
     def audit_joules(self) -> float:
         """Joules of an audit alone: of answers that it asked for, and of judging."""
-        chosen = self.decision.chosen
         judged = math.fsum(one.judged_joules for one in self.outcomes.values())
-        if not self.decision.audited or self.decision.explored or chosen is None:
-            return judged
-        return judged + math.fsum(one.joules or 0.0 for m, one in self.outcomes.items() if m != chosen)
+        return judged + math.fsum(
+            one.joules or 0.0 for m, one in self.outcomes.items() if self.decision.audits(m)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +309,14 @@ class _Window:
     def _second(self, place: int, m: int) -> list[_Put]:
         """The larger model that is to be asked as well, if its first model's answer makes that worth it."""
         item = self._lines[place]
-        if item.decision is None or m != item.decision.model or not isinstance(item.line, Request):
+        if item.decision is None or m != item.decision.looks_at or not isinstance(item.line, Request):
             return []
         outcome = self._outcomes[place][m]
         decision = _looked_at(item.line, item.decision, outcome, self._controller, self._source)
         self._lines[place] = Planned(item.line, decision)
-        return [] if decision.model == m else [_Put(place, item.line, decision.model)]
+        return [
+            _Put(place, item.line, larger) for larger in decision.asked if larger not in item.decision.asked
+        ]
 
     def run(self) -> Iterator[Chunk]:
         """Ask what isn't answered; yield chunks until the window ends, or the source does."""
@@ -411,7 +412,8 @@ def _looked_at(
     """The decision once its model has answered."""
     if not decision.larger or outcome.error is not None:
         return decision
-    check = _checks(decision, {decision.model: outcome}, source.names).get(decision.model)
+    first = decision.looks_at
+    check = _checks(decision, {first: outcome}, source.names).get(first)
     return controller.second(request.plan or DEFAULT_PLAN, decision, _signals(outcome, check))
 
 

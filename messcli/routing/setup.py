@@ -81,7 +81,6 @@ def create_controller(setup: Setup, models: int, alphas: Mapping[str, float]) ->
         horizon=setup.horizon,
         audits=setup.audits,
     )
-    # An audit asks the largest model by a coin of its own: what it then proves has no room for a second choice.
-    looks = not setup.no_look and policy.begins and setup.audits is None
+    looks = not setup.no_look and policy.begins
     answers = AnswerPredictor(models) if looks else None
     return Controller(models, policy, predictor, JoulesPredictor(models), settings, setup.tuning, answers)

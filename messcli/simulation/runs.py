@@ -232,7 +232,8 @@ class _Watched:
 def _asked(position: int, settled: int, line: Settled) -> Asked:
     decision = line.decision
     # After a look, a larger model is a second stage; all of an exploration are one.
-    stages = (decision.asked,) if decision.given is None else tuple((m,) for m in decision.asked)
+    at_once = tuple(m for m in decision.asked if m != decision.added)
+    stages = (at_once,) if decision.added is None else (at_once, (decision.added,))
     checks = (decision.checked_by,) * len(line.checks) if decision.checked_by is not None else ()
     return Asked(position, settled, stages, checks, line.served)
 
