@@ -88,6 +88,30 @@ def test_the_verbs_of_the_justfile_are_there() -> None:
         assert (ROOT / file).is_file()
 
 
+def test_the_container_is_made_of_what_is_there() -> None:
+    """No daemon is needed for that: what is copied exists and isn't ignored, extras are known, the user isn't root."""
+    lines = [line.split() for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()]
+    allowed = {
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    }
+    copied = [
+        name
+        for words in lines
+        if words[:1] == ["COPY"] and "--from=build" not in words
+        for name in words[1:-1]
+    ]
+    assert copied
+    assert all((ROOT / name).exists() and name in allowed for name in copied)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    [extras] = [
+        words[1].removeprefix("EXTRAS=") for words in lines if words[:1] == ["ARG"] and "EXTRAS" in words[1]
+    ]
+    assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras.split(","))
+    [user] = [words[1] for words in lines if words[:1] == ["USER"]]
+    assert int(user) > 0
+    assert [words for words in lines if words[:1] == ["ENTRYPOINT"]] == [["ENTRYPOINT", '["messcli"]']]
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_code_zoo_and_manual(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
@@ -116,7 +140,7 @@ def test_the_source_archive_holds_what_a_packager_needs(tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert tops <= {
         "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "constraints-cpu.txt", "docs",
-        "man", "messcli", "pyproject.toml", "samples", "tests", "tools", "justfile", ".gitignore",
-        ".pre-commit-config.yaml",
+        "man", "messcli", "pyproject.toml", "Dockerfile", ".dockerignore", "samples", "tests", "tools", "justfile",
+        ".gitignore", ".pre-commit-config.yaml",
     }  # fmt: skip
     assert not [name for name in names if name.endswith((".pyc", ".state", ".state.lock", ".partial"))]
