@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_plugins import MODULE, POINTS, install
 
 from messcli.cli import main
@@ -18,11 +19,11 @@ from messcli.cli import main
 ROOT = Path(__file__).parent.parent
 EXAMPLES = [
     (name, line.strip())
-    for name, command in main.commands.items()
+    for name, command in {**main.commands, "messcli": main}.items()
     for block in re.split(r"\n\s*\n", command.help or "")
     if block.lstrip().startswith("\b")
     for line in block.strip("\b\n ").splitlines()
-    if line.strip()
+    if re.search(r"\bmesscli [a-z]", line)
 ]
 JQ = """\
 import json, sys
@@ -97,14 +98,30 @@ def run(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_has_examples() -> None:
-    assert {name for name, _ in EXAMPLES} == set(main.commands)
+    assert {name for name, _ in EXAMPLES} == {*main.commands, "messcli"}
     assert all(re.search(rf"\bmesscli ({'|'.join(main.commands)})\b", line) for _, line in EXAMPLES)
+
+
+@pytest.mark.parametrize("name", [*main.commands, "messcli"])
+def test_help_and_manual_show_these_examples_and_no_others(name: str) -> None:
+    page = "messcli" if name == "messcli" else f"messcli-{name}"
+    manual = (ROOT / "man" / f"{page}.1").read_text(encoding="utf-8").replace("\\-", "-")
+    arguments = [] if name == "messcli" else [name]
+    everything = "--help-all" if name in ("route", "record", "calibrate", "simulate") else "--help"
+    shown = CliRunner().invoke(main, [*arguments, everything], terminal_width=200).stdout
+    [kept] = re.findall(r"\.SH EXAMPLES\n\.nf\n(.*?)\.fi\n", manual, re.DOTALL)
+    own = [line for of, line in EXAMPLES if of == name]
+    assert kept.splitlines() == own
+    in_help = [
+        line.strip() for line in shown.splitlines() if re.match(r"\s+(\S.*\| )?messcli [a-z]+( |$)", line)
+    ]
+    assert in_help == own
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
 def test_examples_run(folder: Path, name: str, line: str) -> None:
-    if name == "route":  # not what an example before it has finished
+    if name in ("route", "messcli"):  # not what an example before it has finished
         line = line.replace("out.jsonl", "example.jsonl")
     if line.startswith("messcli record"):  # the table of the other examples stays
         line = line.replace("outcomes.jsonl", "recorded.jsonl")
