@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 import orjson
 
-Fault = Literal["request", "model", "run"]  # whose trouble an error is
+# Whose trouble an error is:
+# request: this model can't take it, however often it is asked; another may (too long, bad messages, filtered)
+# model:   it failed on it, and might not the next time (an odd answer, a crash, no answer in time)
+# away:    the model isn't there now, whatever it is asked (its server is down or busy, its quota used up)
+# run:     nothing more can be asked (a key, the zoo file)
+Fault = Literal["request", "model", "away", "run"]
+
+# Failures in a row, refusals aside, after which a model is taken to be away. One that fails a third of its requests by
+# chance gets there once in 6,561 of them. Raising it puts more requests to a model that is gone.
+IN_A_ROW = 8
 
 # The columns of an output row, in order. An input's own extra fields follow the id.
 ROW_FIELDS = (
@@ -32,8 +41,8 @@ ROW_FIELDS = (
     "seconds",
     "meter",
 )
-# ... of a row whose answer was looked at, behind them
-STAGE_FIELDS = ("confidence", "asked")
+# ... of a row whose answer was looked at, or that a model failed on, behind them
+STAGE_FIELDS = ("confidence", "asked", "failed")
 _NO_RESULTS: Mapping[str, None] = dict.fromkeys(ROW_FIELDS)
 _AS_THEY_ARE: Mapping[str, str] = {}
 
@@ -56,6 +65,12 @@ class Request:
     digest: bytes = b""  # of the prompt: a known key with another digest is a changed request
     source: str = ""  # the input's name, for messages
     options: tuple[str, ...] = ()  # one-token answers: how likely each is, is wanted in place of a text
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        where = f"{self.source}:{self.line}: " if self.source else ""
+        return f"{where}{self.id!r}"
 
     def reject(self, why: str) -> Rejected:
         """This request as one that can't be routed. Known by its content, so that a mended line is new."""
@@ -80,9 +95,7 @@ class Rejected:
 class Generation:
     """What a backend made of one request. Token counts leave padding out.
 
-    `fault` says whose trouble `error` is: the request's (this model can't take it, however often it is asked;
-    another may), the model's (it failed, and might not the next time) or the run's (a key, a quota: nothing
-    more can be asked of this model).
+    `fault` says whose trouble `error` is; without a word, the model's.
     `confidence` holds mean, least, p10 and p50 of the answer's token log-probabilities, and `tokens`, how many.
     """
 
@@ -135,6 +148,7 @@ class Outcome:
     checks: Mapping[str, Check] | None = None  # by the larger model's name: what it says, or would say
     judgements: tuple[Judgement, ...] = ()  # of a judge; their joules aren't in `joules`
     weights: tuple[float, ...] | None = None  # as of `Generation`
+    fault: Fault | None = None  # whose trouble `error` is
 
     @property
     def judged_joules(self) -> float:

@@ -19,6 +19,16 @@ class Stop:
 
     signal: int | None = None  # the first one that came
     in_hand: bool | None = None  # something is being worked on; None before the first of it
+    halted: bool = False  # the work itself wants to end
+
+    def halt(self) -> None:
+        """End the work in hand as the first signal does."""
+        self.halted = True
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the work in hand is to end."""
+        return self.halted or self.signal is not None
 
 
 class NothingInHand(BaseException):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from messcli.errors import ModelUnavailable
 from messcli.models.backend import InBatches
 
 
@@ -114,10 +115,21 @@ class ToyBackend(InBatches):
         if log := os.environ.get("TOY_LOG"):  # who answered what, for good
             with Path(log).open("a") as file:
                 file.writelines(f"{self.spec.name} {request.id}\n" for request in batch)
+        while_there = os.environ.get("TOY_AWAY_WHILE")
+        if self.spec.name in os.environ.get("TOY_AWAY", "").split() or (
+            while_there and Path(while_there).exists()
+        ):
+            raise ModelUnavailable(f'model "{self.spec.name}": its server is gone. Start it')
         return [self._answer(request) for request in batch]
 
     def _answer(self, request: Any) -> Any:
         from messcli.records import Generation
+
+        for fault, word in (("request", "refuses"), ("model", "stumbles")):
+            if f"{self.spec.name} {word}" in request.prompt:
+                return Generation(None, 3, 0, error=f"{self.spec.name} {word}", fault=fault)
+        if os.environ.get("TOY_STUMBLES"):
+            return Generation(None, 3, 0, error="HTTP 500", fault="model")
 
         luck = sum(map(ord, f"{self.spec.name}{request.prompt}")) % (2 if self.spec.name == "small" else 5)
         words = (request.references[0] if request.references else request.prompt).split()

@@ -73,6 +73,9 @@ def mixed_requests(count: int) -> list[dict[str, Any] | str]:
     lines.insert(40, {"id": "bad", "prompt": "this one fails", "reference": "w"})
     lines.insert(41, {"id": "silver one", "prompt": "a plan", "reference": "ein Plan", "plan": "silver"})
     lines.insert(50, {"id": "gold one", "prompt": "another plan", "reference": "ein Plan", "plan": "gold"})
+    lines.insert(51, {"id": "refused 1", "prompt": "small refuses this one", "reference": "w"})
+    lines.insert(52, {"id": "refused 2", "prompt": "large refuses this one", "reference": "w"})
+    lines.insert(53, {"id": "stumbled", "prompt": "small stumbles and large refuses", "reference": "w"})
     lines.insert(55, {"id": "lead one", "prompt": "no such plan", "plan": "lead"})
     return lines
 

@@ -37,7 +37,7 @@ EXIT_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
     EXIT_SLA_MISSED: ("Done, but the mean accuracy is below alpha (with --check-sla).", ("route",)),
     EXIT_ROWS_WITH_ERRORS: ("Done, but some rows have `error`.", ("route", "record")),
     EXIT_UNAVAILABLE: (
-        "A model's server isn't there, or its quota is used up; the same command goes on later.",
+        "No model is there (servers down, quotas used up) for --patience seconds; the same command goes on later.",
         ("route", "record"),
     ),
     EXIT_STATE_BUSY: (

@@ -333,6 +333,14 @@ RUNNING = Group(
             help="Models in memory at a time; the least recently used one makes room. Default: as memory allows.",
         ),
         option(
+            "--patience",
+            type=SECONDS,
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Wait so long in all while no model answers; then exit 69, and the same command goes on later.",
+        ),
+        option(
             "--engine",
             type=click.Choice(["local", "ray"]),
             default="local",

@@ -70,6 +70,7 @@ class Running:
     max_loaded: int | None = None  # models in memory at a time; None: as many as there is memory for
     engine: str = LOCAL
     address: str | None = None  # of the Ray cluster; None: $RAY_ADDRESS, else a cluster of this machine alone
+    patience: float = 60.0  # seconds that a run waits while no model answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from messcli.jobs.fleet import LazyLive
 from messcli.jobs.knowledge import Learner, knowledge_of, learnt_from
 from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
 from messcli.jobs.row import routed_row
-from messcli.jobs.session import MakeRow, RowText, Session, Strict
+from messcli.jobs.session import MakeRow, Patience, RowText, Session
 from messcli.jobs.summary import Progress, Summary, Tally
 from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
@@ -115,7 +115,7 @@ def run_job(
                 truth.scored,
                 calibration,
                 tell,
-                lambda: stop.signal is not None,
+                lambda: stop.is_set,
                 truth.judge,
             )
         )
@@ -123,7 +123,7 @@ def run_job(
         if config.running.preload:
             live.open().load()
         tally = Tally(zoo.names, controller, calibration, zoo.tariff)
-        watched = Watched(Strict(live) if config.reading.on_error == "stop" else live, lambda: on_chunk())
+        watched = Watched(live, lambda: on_chunk())
         session = Session(
             state=state,
             controller=controller,
@@ -137,6 +137,8 @@ def run_job(
             look=truth.look(len(zoo.models)),
             readers=readers,
             linger=math.inf if config.reading.linger is None else config.reading.linger,
+            pause=Patience(config.running.patience, stop, tell),
+            halt=stop.halt if config.reading.on_error == "stop" else None,
         )
 
         def on_chunk() -> None:

@@ -27,9 +27,8 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         "queue": line.queue,
     }
     if served is None:
-        error = line.outcomes[decision.model].error
         return row_of(
-            line.request, None, values, error=error, include_prompt=include_prompt, names=writing.rename
+            line.request, None, values, error=line.error, include_prompt=include_prompt, names=writing.rename
         )
     outcome = line.outcomes[served]
     answer, reasoning = split_reasoning(outcome.output or "")
@@ -47,7 +46,11 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
     if decision.chosen is not None:
         values["audited"] = decision.audited
     if decision.given is not None:
-        values.update(confidence=_confidence(line, served), asked=[names[m] for m in decision.asked])
+        values["confidence"] = _confidence(line, served)
+    if decision.given is not None or line.errors:
+        values["asked"] = [names[m] for m in decision.asked]
+    if line.errors:
+        values["failed"] = {names[m]: why for m, why in line.errors.items()}
     if reasoning:
         values["reasoning"] = reasoning
     return row_of(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from messcli.errors import MessError, StateError, UsageError
 from messcli.jobs.feed import Feed
 from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
 from messcli.jobs.summary import Tally
-from messcli.records import ROW_FIELDS, Answer, Asked, Rejected
+from messcli.records import ROW_FIELDS, Rejected
 from messcli.routing.controller import Controller
-from messcli.routing.loop import Chunk, Look, Reader, Settled, Unfinished, chunks
+from messcli.routing.loop import Chunk, Look, Pauses, Reader, Settled, Unfinished, chunks, no_pause
 from messcli.routing.source import OutcomeSource
 from messcli.signals import NothingInHand, Stop
 from messcli.state.journal import Done, Energy, Work
@@ -71,33 +72,46 @@ def _check_columns(columns: Sequence[str], row: Mapping[str, Any]) -> None:
         raise UsageError(f"--fields {','.join(columns)}: no such column; a row has {', '.join(row)}")
 
 
-class Strict:
-    """A source that ends at the first failure of a model or the metric (--on-error stop): the failed answer counts as
-    not given, so that the next run asks for it again."""
+class Patience:
+    """Waits while no model is there, longer each time; gives up once it has waited so long in all.
 
-    def __init__(self, source: OutcomeSource) -> None:
-        self.names = source.names
-        self._source = source
-        self.allowed = source.allowed
-        self.take_overhead = source.take_overhead
-        self.running_joules = source.running_joules
-        self.take_warnings = source.take_warnings
-        self.close = source.close
+    Args:
+        seconds: from the first of the pauses that followed one another.
+        stop: ends a pause at once.
+        tell: takes a line for the user.
+    """
 
-    @property
-    def checkers(self) -> Mapping[int, int]:
-        return self._source.checkers
+    def __init__(
+        self,
+        seconds: float,
+        stop: Stop,
+        tell: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._seconds = seconds
+        self._stop = stop
+        self._tell = tell
+        self._sleep = sleep
 
-    def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
-        for group in self._source.answers(asked):
-            for index, (position, _, outcome) in enumerate(group):
-                request = asked[position][0]
-                if request.options:  # what reads an answer may fail: the answer stands
-                    continue
-                if failure := outcome.error or outcome.unscored:
-                    yield group[:index]
-                    raise MessError(f"{request.source}:{request.line}: {request.id!r}: {failure}")
-            yield group
+    def __call__(self, before: int, why: str) -> bool:
+        waited = sum(_pause(n) for n in range(before))
+        left = min(_pause(before), self._seconds - waited)
+        if left <= 0:
+            return False
+        self._tell(f"warning: no model answers; trying again in {left:.0f} s. {why}")
+        while left > 0 and self._stop.signal is None:
+            self._sleep(min(left, _TICK_SECONDS))
+            left -= _TICK_SECONDS
+        return True
+
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_TICK_SECONDS = 0.1  # how often a pause looks whether a signal came
+
+
+def _pause(number: int) -> float:
+    """Seconds of a pause, counted from 0: each is twice the one before."""
+    return float(min(_FIRST_PAUSE_SECONDS * 2.0 ** min(number, 16), _LONGEST_PAUSE_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,10 @@ class Session:
     look: Look | None = None
     readers: Sequence[Reader] = ()
     linger: float = math.inf  # seconds from a window's first line, after which it closes with what has come
+    pause: Pauses = no_pause  # while no model is there
+    halt: Callable[[], None] | None = (
+        None  # ends the source at the first request that fails; None: it is a row
+    )
 
     def run(
         self,
@@ -144,6 +162,8 @@ class Session:
             linger=self.linger,
             look=self.look,
             readers=self.readers,
+            pause=self.pause,
+            halt=self.halt,
         )
         ended = False
         try:
@@ -277,6 +297,8 @@ def _kind(line: Settled, m: int) -> str:
     """What a model answered a request for."""
     if m == line.served:
         return "served"
+    if m in line.errors:
+        return "failed"
     if line.decision.audits(m):
         return "audit"
     if line.decision.given is not None:

@@ -9,12 +9,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from messcli.calibration.file import Calibration
 from messcli.jobs.watch import Activity
 from messcli.metrics import keeps
-from messcli.records import Rejected, Request
+from messcli.records import Rejected
 from messcli.report.audits import Standing
 from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline, overhead_words
 from messcli.routing.audit import Audits
@@ -135,6 +135,9 @@ class Summary:
     tariff: Tariff  # that `spent` goes by
     stopped_by: int | None = None  # signal number
     first_error: str | None = None  # of this run's rows with `error`
+    passed_on: Mapping[str, int] = field(
+        default_factory=dict
+    )  # model -> what it failed to answer and another did
     unscored: int = 0  # answers of this run that the metric failed on; their rows have `error` too
     audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
     audited: int = 0  # requests of this run
@@ -182,6 +185,9 @@ class Summary:
                 else "no line of the input is to be routed"
             )
             rows.append(("nothing to do", why))
+        if self.passed_on:
+            failed = ", ".join(f"{count} that {model}" for model, count in self.passed_on.items())
+            rows.append(("passed on", f"{failed} failed to answer, to the next model that can"))
         shares = (f"{model} {n} ({n / max(self.routed, 1):.0%})" for model, n in self.served.items())
         rows.append(("served by", ", ".join(shares)))
         if self.period or self.horizon:
@@ -269,11 +275,6 @@ def _mean_of(accounts: Collection[Account]) -> float | None:
     return sum(one.observed_sum for one in accounts) / observed if observed else None
 
 
-def _place(request: Request) -> str:
-    where = f"{request.source}:{request.line}: " if request.source else ""
-    return f"{where}{request.id!r}"
-
-
 class Tally:
     """Counts what a run does.
 
@@ -301,6 +302,7 @@ class Tally:
         self._calibration = calibration
         self._lines = self._routed = self._failed = self._explored = self._unmetered = self._unscored = 0
         self._served: Counter[str] = Counter()
+        self._passed_on: Counter[str] = Counter()
         self._audited = 0
         self._audit_joules = 0.0
         self._first_error: str | None = None
@@ -330,13 +332,13 @@ class Tally:
             self._looks.add(line)
         self._billed += math.fsum(check.joules or 0.0 for check in line.checks.values())
         if line.served is None:
-            error = line.outcomes[line.decision.model].error
-            self._add_failure(f"{_place(line.request)}: {error}")
+            self._add_failure(f"{line.request.place}: {line.error}")
         else:
             self._served[self._names[line.served]] += 1
+            self._passed_on.update(self._names[m] for m in line.errors)
             if (unscored := line.outcomes[line.served].unscored) is not None:
                 self._unscored += 1
-                self._first_error = self._first_error or f"{_place(line.request)}: {unscored}"
+                self._first_error = self._first_error or f"{line.request.place}: {unscored}"
         if line.billed_joules is None:
             self._unmetered += 1
         self._asked.update(line.outcomes)
@@ -474,6 +476,7 @@ class Tally:
             tariff=self._tariff,
             stopped_by=stopped_by,
             first_error=self._first_error,
+            passed_on=dict(self._passed_on),
             unscored=self._unscored,
             audits=settings.audits,
             audited=self._audited,

@@ -157,7 +157,7 @@ class Billed:
     generation: Generation
     joules: float | None
     seconds: float | None
-    meter: str  # for the row's `meter`
+    meter: str  # for the row's `meter`; "": nothing has run
 
 
 @runtime_checkable

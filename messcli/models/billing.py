@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import TypeVar
 
 from messcli.energy import Bill, Call, EnergyLedger, Weight, token_weight
+from messcli.errors import ModelUnavailable
 from messcli.models.backend import Backend, Billed, Group, SelfMetered
-from messcli.records import Generation, Request
+from messcli.records import IN_A_ROW, Generation, Request
 
 Item = TypeVar("Item")
 # model -> requests running, down to a power of two -> joules, tokens written, tokens written times requests running
@@ -47,18 +48,40 @@ class Billing:
     def stream(self, m: int, requests: Sequence[Request]) -> Generator[Answers, None, None]:
         """Answer a model's share of a window, in a thread of its own.
 
-        It yields answers that are billed already, and an empty group where `take` may have some.
+        It yields answers that are billed already, and an empty group where `take` may have some. A model that isn't
+        there, or fails on request after request, answers no more: what is left has failed with fault "away".
         """
+        patience = _Patience(self._backends[m].spec.name, len(requests))
+        with closing(self._stream(m, requests, patience)) as stream:
+            try:
+                for answers in stream:
+                    yield answers
+                    if patience.is_over:
+                        break
+                why = patience.why
+            except ModelUnavailable as error:
+                why = str(error)
+        if why is not None:
+            yield [(index, _away(why)) for index in sorted(patience.left)]
+
+    def _stream(
+        self, m: int, requests: Sequence[Request], patience: _Patience
+    ) -> Generator[Answers, None, None]:
         backend = self._backends[m]
         if isinstance(backend, SelfMetered) and not self._ledger.replays:
-            yield from backend.stream_billed(requests)
+            with closing(_closable(backend.stream_billed(requests))) as billed:
+                for answers in billed:
+                    patience.saw((index, answer.generation) for index, answer in answers)
+                    yield answers
             return
         name, devices = backend.spec.name, backend.devices
         ids = [str(request.id) for request in requests]
         kind = self._ledger.check(name, ids, devices)
         with closing(_closable(backend.stream(requests))) as groups:
             if self._ledger.replays:
-                yield from self._replayed(name, ids, kind, groups)
+                for played in groups:
+                    patience.saw(played.finished)
+                    yield self._replayed(name, ids, kind, played)
                 return
             weight = self._weights.get(name, token_weight)
             share = self._shares[m] = _Share(self._ledger, weight, kind, self._loads.setdefault(name, {}))
@@ -72,18 +95,16 @@ class Billing:
                         call.expected = math.fsum(weight(*tokens) for tokens in call.work)
                 if group is None:
                     return
+                patience.saw(group.finished)
                 share.add(group, call)
                 yield ()
 
-    def _replayed(
-        self, name: str, ids: Sequence[str], kind: str, groups: Iterator[Group]
-    ) -> Iterator[Answers]:
-        for group in groups:
-            bills = self._ledger.replay(name, [ids[index] for index, _ in group.finished]) or ()
-            yield [
-                (index, Billed(generation, bill.joules, bill.seconds, kind))
-                for (index, generation), bill in zip(group.finished, bills, strict=True)
-            ]
+    def _replayed(self, name: str, ids: Sequence[str], kind: str, group: Group) -> Answers:
+        bills = self._ledger.replay(name, [ids[index] for index, _ in group.finished]) or ()
+        return [
+            (index, Billed(generation, bill.joules, bill.seconds, kind))
+            for (index, generation), bill in zip(group.finished, bills, strict=True)
+        ]
 
     def take(self, m: int) -> Answers:
         """The answers of a model whose bills have become final."""
@@ -127,6 +148,43 @@ class Billing:
 def _closable(groups: Iterator[Item]) -> Generator[Item, None, None]:
     """Closing it closes a backend's stream, which ends what still runs."""
     yield from groups
+
+
+class _Patience:
+    """How long a model is asked that fails: until `IN_A_ROW` requests in a row have, in the order of coming."""
+
+    def __init__(self, name: str, requests: int) -> None:
+        self.left = set(range(requests))  # those that aren't finished
+        self._name = name
+        self._in_a_row = 0
+        self._failure = ""
+
+    def saw(self, finished: Iterable[tuple[int, Generation]]) -> None:
+        for index, generation in finished:
+            self.left.discard(index)
+            if generation.error is None or generation.fault == "request":
+                self._in_a_row = 0
+            else:
+                self._in_a_row += 1
+                self._failure = generation.error
+
+    @property
+    def is_over(self) -> bool:
+        return self._in_a_row >= IN_A_ROW
+
+    @property
+    def why(self) -> str | None:
+        """Why nothing more is asked of it; None: all is answered, or it was told to stop."""
+        if not self.is_over:
+            return None
+        return (
+            f'model "{self._name}": {self._in_a_row} requests in a row have failed. The last: {self._failure}'
+        )
+
+
+def _away(why: str) -> Billed:
+    """Of a request that nothing has run for."""
+    return Billed(Generation(None, 0, 0, error=why, fault="away"), 0.0, 0.0, "")
 
 
 class _Stretch:

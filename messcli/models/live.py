@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from messcli.energy import EnergyLedger, Weight
 from messcli.energy.ledger import LOADING
-from messcli.errors import MeterError
+from messcli.errors import MeterError, ModelError
 from messcli.metrics import Metric
 from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, fitting, weights_of
 from messcli.models.billing import Billing, Loads
@@ -89,6 +89,8 @@ class Live:
         ]
 
     def _scored(self, m: int, request: Request, answer: Billed) -> Outcome:
+        if answer.generation.fault == "run":  # no request of it can be answered, by whatever model
+            raise ModelError(answer.generation.error)
         return score(self._metric, request, answer, model=self.names[m], tariff=self._tariff)
 
     def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:

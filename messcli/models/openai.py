@@ -38,7 +38,9 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _PATIENCE_SECONDS = 120.0  # a server that asks for more by Retry-After is told to the user instead
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _BUSY = frozenset({429, 503, 529})
-_THIS_REQUEST = frozenset({400, 413, 422})  # the server took offence at the prompt, or at its length
+_NO_CREDIT = 402
+_KEY = frozenset({401, 403})  # that no request gets past
+_THIS_REQUEST = frozenset({400, 413, 422, 451})  # the server took offence at the prompt, or at its length
 _CHARACTERS_PER_TOKEN = 4
 _SHORTEST_KEY = 8  # characters; a shorter one would be found in ordinary text
 _MOST_TOKENS = 10**7  # a count above it is no count
@@ -301,6 +303,7 @@ class OpenAIBackend:
         path, prompt = self._endpoint(request)
         for attempt in range(ATTEMPTS):
             asked: float | None = None
+            fault: Fault = "model"
             sent = time.monotonic()
             body = {**prompt, **self._body_for(path, request)}
             try:
@@ -318,6 +321,7 @@ class OpenAIBackend:
                     continue
                 trouble = read
                 if reply.status in _BUSY:
+                    fault = "away"  # it says nothing of this request
                     self.concurrency.refused(sent)
                 asked = _retry_after(reply.headers)
             if asked is not None and asked > _PATIENCE_SECONDS:
@@ -328,7 +332,7 @@ class OpenAIBackend:
                 )
             if attempt + 1 < ATTEMPTS:
                 await self._sleep(self._pause(attempt) if asked is None else asked)
-        return self._failed(f"{trouble}; gave up after {ATTEMPTS} attempts", "model")
+        return self._failed(f"{trouble}; gave up after {ATTEMPTS} attempts", fault)
 
     def _pause(self, attempt: int) -> float:
         longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**attempt)
@@ -375,7 +379,7 @@ class OpenAIBackend:
             return self._parsed(document, options)
         message = self._message(document, reply.body)
         code = _error_code(document)
-        if code in ("insufficient_quota", "billing_hard_limit_reached"):
+        if code in ("insufficient_quota", "billing_hard_limit_reached") or reply.status == _NO_CREDIT:
             raise self._error(
                 f"the account's quota is used up ({message})",
                 "Raise it, and run the same command again to go on",
@@ -406,6 +410,8 @@ class OpenAIBackend:
                     f'Set it in [models.request], or leave it out by {OMIT} = ["{option}"] there',
                 )
             return self._failed(f"the server refuses it: {message}", "request")
+        if self._answered and reply.status not in _KEY:  # others were answered: this is one odd answer
+            return self._failed(f"HTTP {reply.status}: {message}", "model")
         raise self._refused(reply)
 
     def _parsed(self, document: Mapping[str, Any], options: Sequence[str] = ()) -> Generation:

@@ -87,8 +87,9 @@ class Priced:
         return [self._billed(generation) for generation in self.generate(requests)]
 
     def _billed(self, generation: Generation) -> Billed:
-        failed = generation.error is not None
-        joules = None if failed else self._price(generation.prompt_tokens, generation.output_tokens)
+        """A failure is billed where the server counted tokens of it: what it counts none of, it hasn't run."""
+        ran = generation.error is None or generation.output_tokens > 0
+        joules = self._price(generation.prompt_tokens, generation.output_tokens) if ran else 0.0
         return Billed(generation, joules, None, self._kind)
 
     def take_overhead(self) -> Mapping[str, float]:

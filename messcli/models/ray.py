@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.energy import Call, EnergyLedger, Meter, open_meter
-from messcli.errors import MessError, ModelError, UsageError, first_line
+from messcli.errors import MessError, ModelUnavailable, UsageError, first_line
 from messcli.models.backend import Backend, Billed, Group, InBatches, create, fitting, group_of
 from messcli.records import Generation, Request
 from messcli.zoo import CheckpointOptions, ModelSpec, Zoo
@@ -191,12 +191,12 @@ class RayBackend(InBatches):
         return self._started
 
     def load(self) -> None:
-        """Start the replicas and wait for the first one. Raises ModelError with the cure."""
+        """Start the replicas and wait for the first one. Raises ModelUnavailable with the cure."""
         self.start()
         if not self._served:
             self._await_actor(time.monotonic() + START_SECONDS)
             if not self._actors:
-                raise self._error(
+                raise self._unavailable(
                     f"no actor could start within {START_SECONDS:.0f} s (one asks for {_needs(self.spec)})",
                     "Give the cluster more room, or lower resources in zoo.toml",
                 )
@@ -281,13 +281,13 @@ class RayBackend(InBatches):
         return -(-len(self.spec.fill_template(request.prompt)) // 4)
 
     def fitting(self, requests: Sequence[Request]) -> list[bool]:
-        """Which of `requests` the model can take; none when it has no actor left and no other came in time."""
+        """Which of `requests` the model can take; all, where no actor is left to tell: they will find it away."""
         self.load()
         self._take_started(0.0)
-        fits = self._ask_any("fitting", requests)
+        fits: list[bool] | None = self._ask_any("fitting", requests)
         if fits is None:
             self._shared.refuse_if_all_lost()
-        return [False] * len(requests) if fits is None else fits
+        return [True] * len(requests) if fits is None else fits
 
     def _ask_any(self, method: str, requests: Sequence[Request]) -> Any:
         """What an actor says of `requests`; None where none is left, and none came in time."""
@@ -370,7 +370,7 @@ class RayBackend(InBatches):
                 yield list(zip(batch, answer.billed, strict=True))
         if waiting:
             why = f'model "{self.spec.name}": the last actor that ran it was lost, and no other could start'
-            lost = Billed(Generation(None, 0, 0, error=why, fault="model"), None, None, "none")
+            lost = Billed(Generation(None, 0, 0, error=why, fault="away"), 0.0, None, "")
             yield [(index, lost) for batch in waiting for index in batch]
 
     def drain(self) -> None:
@@ -395,8 +395,8 @@ class RayBackend(InBatches):
         taken, self._warnings = self._warnings, []
         return taken
 
-    def _error(self, what: str, cure: str) -> ModelError:
-        return ModelError(f'model "{self.spec.name}" ({self.spec.path}): {what}. {cure}')
+    def _unavailable(self, what: str, cure: str) -> ModelUnavailable:
+        return ModelUnavailable(f'model "{self.spec.name}" ({self.spec.path}): {what}. {cure}')
 
 
 class _Shared:
@@ -450,7 +450,7 @@ class _Shared:
 
     def refuse_if_all_lost(self) -> None:
         if not any(backend.alive for backend in self._backends):
-            raise ModelError(f"every model of the zoo has lost its actors. {_AGAIN}")
+            raise ModelUnavailable(f"every model of the zoo has lost its actors. {_AGAIN}")
 
     def close(self, backend: RayBackend) -> None:
         """Leave the cluster when the last model has."""

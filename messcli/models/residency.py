@@ -7,8 +7,9 @@ unloading; nothing of requests or joules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
-from messcli.errors import ModelTooLarge
+from messcli.errors import ModelTooLarge, ModelUnavailable
 from messcli.models.backend import Backend, weights_of
 
 
@@ -60,7 +61,8 @@ class Residency:
                 break
             together.append(group)
         for m in elsewhere:
-            self._backends[m].load()
+            with suppress(ModelUnavailable):  # its stream says so again, to the requests that it concerns
+                self._backends[m].load()
         self._rounds += 1
         self._last_used.update(dict.fromkeys(together, self._rounds))
         return sorted([*(m for group in together for m in wanted[group]), *elsewhere])

@@ -27,10 +27,11 @@ def score(
         prompt_tokens=generation.prompt_tokens,
         output_tokens=generation.output_tokens,
         seconds=answer.seconds,
-        meter=answer.meter,
+        meter=answer.meter or None,
         error=generation.error,
         worth=tariff.worth(model, generation.prompt_tokens, generation.output_tokens),
         unscored=unscored,
         confidence=generation.confidence,
         weights=generation.weights,
+        fault=None if generation.error is None else generation.fault or "model",
     )

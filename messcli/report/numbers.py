@@ -295,7 +295,7 @@ def summed_up(
     ]
     billed = columns["billed_joules"]
     overhead = sum(row["joules"] for row in energy if row["kind"] == "overhead") if kind == "state" else None
-    kinds = ("served", "exploration", "look", "check", "audit", "judged", "overhead")
+    kinds = ("served", "exploration", "look", "check", "audit", "judged", "failed", "overhead")
     order = [*names, *(name for name in dict.fromkeys(models[served].tolist()) if name not in names)]
     return Report(
         source=source,

@@ -21,7 +21,12 @@ from messcli.report.text import joules_words
 
 _TONES = {"kept": "good", "missed": "bad"}
 _KINDS = ("served", "exploration", "look", "overhead")
-_AS = {"audit": "exploration", "judged": "exploration", "check": "look"}  # others, asked as well
+_AS = {
+    "audit": "exploration",
+    "judged": "exploration",
+    "failed": "exploration",
+    "check": "look",
+}  # others, asked as well
 _WIDTH, _HEIGHT = 480, 300  # of a chart: small, so that letters can be read on a phone
 
 

@@ -184,7 +184,8 @@ def _from_output(path: str, alpha: float | None) -> Report:
         if row.get("explored") and row.get("joules") is not None and row.get("billed_joules") is not None:
             parts.append(("other models", "exploration", row["billed_joules"] - row["joules"]))
         elif row.get("asked") and row.get("joules") is not None and row.get("billed_joules") is not None:
-            parts.append(("other models", "look", row["billed_joules"] - row["joules"]))
+            kind = "failed" if row.get("failed") else "look"
+            parts.append(("other models", kind, row["billed_joules"] - row["joules"]))
         for name, kind, joules in parts:
             if joules is not None:
                 known, count = energy.get((name, kind, meter), (0.0, 0))

@@ -249,7 +249,7 @@ class Auditor:
         # Given an answer, too: what the answer tells knows nothing of the coin.
         estimates = decision.given or decision.estimates
         estimate = _BLIND if estimates is None else estimates[chosen]
-        probability = decision.audit_probability
+        probability = 1.0 if decision.explored else decision.audit_probability
         if not decision.audited:
             mean.pass_by(estimate, probability)
         elif math.isnan(accuracies[chosen]):

@@ -22,10 +22,11 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.predict.latent import LatentSpace
 from messcli.predict.levels import levels
 from messcli.predict.text import LATEST, MOST_REMEMBERED, TOGETHER, remember
-from messcli.records import Decision, Request, dumps, loads
+from messcli.records import Decision, Fault, Request, dumps, loads
 from messcli.routing.audit import Auditor, Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.exploration import coin
+from messcli.routing.failures import Absences
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, Served, View, Window
@@ -36,6 +37,7 @@ from messcli.snapshots import Part
 DEFAULT_PLAN = ""
 
 _NONE: Mapping[int, int] = {}
+_OPTIONAL = ("answers", "absences")  # parts of a snapshot that are there when they hold something
 _Row = tuple[float, ...] | None  # a number for every model
 
 
@@ -69,6 +71,7 @@ class Event:
     signals: Mapping[str, Mapping[str, float]] | None = None
     check_joules: Mapping[str, float] | None = None  # of larger models that read answers: the same
     judged: float = 0.0  # joules of judging its answers
+    faults: Mapping[str, Fault] | None = None  # of models that failed, by model; None where none did
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""
@@ -127,6 +130,7 @@ class Controller:
             else None
         )
         self._in_window = 0  # requests settled since a window was closed
+        self._absences = Absences(models)
         self._recent = _RecentRequests(models, policy.remembers, begun=policy.begins)
         self.accounts = {plan: Account() for plan in settings.alphas}
         # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
@@ -217,6 +221,7 @@ class Controller:
             allowed: for each, the models that can take it, ascending; never empty.
             checkers: model -> the larger one that can check its answers.
         """
+        allowed = [self.present(can) for can in allowed]
         looks = [
             look
             for look in (self.answers.looks() if self.answers is not None else ())
@@ -279,6 +284,10 @@ class Controller:
                 expected = (decision.counted_on if counts else None) or estimates[decision.model]
                 queues[plan] = queues[plan].after(self.settings.alphas[plan], expected)
         return decisions
+
+    def present(self, allowed: Sequence[int]) -> Sequence[int]:
+        """`allowed` without the models that are left out of this window, as they failed many times in a row."""
+        return self._absences.present(allowed)
 
     def second(self, plan: str, decision: Decision, signals: Mapping[str, float]) -> Decision:
         """The decision once its model has answered: a larger model is asked as well where that is worth it.
@@ -438,6 +447,7 @@ class Controller:
                 account.failed += 1
             else:
                 self._book(account, event, event.served)
+            self._absences.settle(event.decision.t, event.decision.asked, event.faults or {})
             self._in_window += 1
             self.explored += event.decision.explored
             self.t = event.decision.t
@@ -472,6 +482,7 @@ class Controller:
 
     def close_window(self) -> None:
         """End the window: all its requests are settled. The policy solves its prices now."""
+        self._absences.close_window(self.t)
         recent = self._of_recent() if self.policy.wants_recent(self.accounts) else None
         looks: Sequence[Look] = ()
         if self.answers is not None:
@@ -499,12 +510,16 @@ class Controller:
         if texts is not None:
             for one in self._in_space:
                 one.learn_again(texts)
-        if not all(map(math.isnan, event.joules)):
-            self.joules.learn_one(self.joules.encode(event.text), np.array(event.joules))
-        if all(map(math.isnan, event.accuracies)):
+        read = self._of_asking(event)
+        if not np.isnan(read).all():
+            self.joules.learn_one(self.joules.encode(event.text), read)
+        accuracies = self._of_prompt(event)
+        if np.isnan(accuracies).all():
             return
         if event.decision.explored or self.settings.learn_from == "all":
-            self.predictor.learn_one(self.predictor.encode(event.text), self._of_prompt(event))
+            self.predictor.learn_one(self.predictor.encode(event.text), accuracies)
+        if all(map(math.isnan, event.accuracies)):
+            return
         if self.answers is not None and event.decision.estimates is not None:
             signals, joules = event.signals or {}, event.check_joules or {}
             for name in dict.fromkeys([*signals, *joules]):
@@ -519,10 +534,28 @@ class Controller:
         if event.decision.audited or (event.decision.explored and len(asked) == self.models):
             self._best.add(max(value for value in event.accuracies if not math.isnan(value)))
 
+    def _of_asking(self, event: Event) -> NDArray[np.float64]:
+        """Joules that tell what it takes to ask each model. What a model failed to answer took the answer of the larger
+        one that it went on to, too; where it went to a smaller one, it tells nothing of an answer's joules."""
+        read = np.array(event.joules)
+        failed = {int(m): fault for m, fault in (event.faults or {}).items()}
+        for m, fault in failed.items():
+            larger = [n for n in event.decision.asked if n > m and n not in failed]
+            read[m] = read[m] + event.joules[min(larger)] if larger and fault != "away" else math.nan
+        return read
+
     def _of_prompt(self, event: Event) -> NDArray[np.float64]:
         """Accuracies that tell what prompts tell. Where a larger model was asked because of an answer, what that
-        answer told is taken off: else it would be known from what smaller ones can't do alone."""
+        answer told is taken off: else it would be known from what smaller ones can't do alone.
+
+        What a model fails to answer has accuracy 0: that is what it would have delivered alone. So a model that fails
+        on some prompts is expected to be worth less on such prompts, in the unit that decisions are made in, without a
+        reference being needed. A model that isn't there at all tells nothing of prompts: it is left out instead.
+        """
         accuracies = np.array(event.accuracies)
+        for m, fault in (event.faults or {}).items():
+            if fault in ("request", "model"):
+                accuracies[int(m)] = 0.0
         decision = event.decision
         if decision.given is not None and decision.estimates is not None:
             told = np.array(decision.given) - np.array(decision.estimates)
@@ -540,6 +573,7 @@ class Controller:
         """Everything, as named fields, for a snapshot; `load` of it continues exactly."""
         looked = self.answers is not None and self.answers.knows_something
         answers = {"answers": self.answers.state()} if self.answers is not None and looked else {}
+        absences = {} if self._absences.is_empty else {"absences": self._absences.state()}
         return Part(
             "controller",
             version=2,
@@ -561,6 +595,7 @@ class Controller:
                 "recent": self._recent.state(),
                 **({} if self.auditor is None else {"auditor": self.auditor.state()}),
                 **answers,
+                **absences,
             },
         )
 
@@ -574,10 +609,10 @@ class Controller:
             StateError: it isn't what `state` gives.
         """
         own = self.state()
-        parts = {name: kept for name, kept in part.parts.items() if name != "answers"}
+        parts = {name: kept for name, kept in part.parts.items() if name not in _OPTIONAL}
         if part.version == 1:  # each predictor had a space of its own: what was learnt there is learnt anew
             parts["space"] = replace(own.parts["space"], tuning="")
-        known = {name: kept for name, kept in own.parts.items() if name != "answers"}
+        known = {name: kept for name, kept in own.parts.items() if name not in _OPTIONAL}
         replace(part, parts=parts).check(replace(own, parts=known))
         values = part.values
         self.t, self.explored = values["t"], values["explored"]
@@ -593,6 +628,9 @@ class Controller:
                 anew.append("answers")
             else:
                 self.answers.load(kept)
+        self._absences = Absences(self.models)
+        if "absences" in part.parts:
+            self._absences.load(part.parts["absences"])
         if parts["policy"].name == own.parts["policy"].name:
             self.policy.load(parts["policy"])
         else:

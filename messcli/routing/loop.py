@@ -4,6 +4,11 @@ A window's decisions stand before any of it runs, so its lines are finished in i
 the loop yields is all that a journal needs to take the run up again at that place: the same lines, the same
 decisions, and only what wasn't answered is asked. Knows the controller and a source of outcomes; knows nothing
 of files, states or terminals.
+
+What one model fails to answer goes to the next that can, in a stage of its own. A request that is lost because a model
+isn't there waits until the window's other answers have come. It is asked again where that model has come back, and an
+error where only others are there. Where none is, it is an outage: nothing is lost, and the loop asks again after a
+pause, as often as it is let.
 """
 
 from __future__ import annotations
@@ -11,14 +16,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Protocol
 
+from messcli.errors import MessError, ModelUnavailable
 from messcli.predict.answer import CHECK
-from messcli.records import Answer, Check, Decision, Outcome, Rejected, Request
+from messcli.records import IN_A_ROW, Answer, Check, Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event
+from messcli.routing.failures import Contact, fallback
 from messcli.routing.source import OutcomeSource
 
 Line = Request | Rejected
@@ -26,6 +34,8 @@ Line = Request | Rejected
 # What a crash may cost: answers that no chunk has carried yet. A chunk is a transaction of about a millisecond.
 CHUNK_ANSWERS = 64
 CHUNK_SECONDS = 1.0
+
+MOST_AGAIN = 2  # times that a request is asked anew in its window, as a model that was away came back
 
 DIGITS = 3  # after the point, of a log-probability that decisions look at
 
@@ -52,6 +62,16 @@ class Settled:
         complete = len(known_all) == len(self.outcomes) + len(readings)
         billed = math.fsum(known_all) if complete else None
         object.__setattr__(self, "billed_joules", billed)
+
+    @property
+    def errors(self) -> Mapping[int, str]:
+        """What went wrong, by model that failed."""
+        return {m: one.error for m, one in self.outcomes.items() if one.error is not None}
+
+    @property
+    def error(self) -> str:
+        """Why no model has answered."""
+        return _words(self.outcomes.values())
 
     @property
     def audit_joules(self) -> float:
@@ -125,6 +145,24 @@ class Unfinished:
     answers: Mapping[tuple[bytes, int], Outcome]  # by key and model
 
 
+class Pauses(Protocol):
+    """What the loop does while no model is there."""
+
+    def __call__(self, before: int, why: str) -> bool:
+        """Wait; whether to ask again.
+
+        Args:
+            before: pauses since a model was last heard of.
+            why: what the models' last failure was.
+        """
+        ...
+
+
+def no_pause(before: int, why: str) -> bool:
+    """Give up at once."""
+    return False
+
+
 def chunks(
     lines: Iterable[Line | None],
     controller: Controller,
@@ -136,6 +174,8 @@ def chunks(
     clock: Callable[[], float] = time.monotonic,
     look: Look | None = None,
     readers: Sequence[Reader] = (),
+    pause: Pauses = no_pause,
+    halt: Callable[[], None] | None = None,
 ) -> Iterator[Chunk]:
     """Algorithm 1, a window at a time: decide in order, ask the models, fold in order, close the window.
 
@@ -149,8 +189,20 @@ def chunks(
         linger: seconds from a window's first line after which it closes with what has come.
         look: finds accuracies that the source doesn't know.
         readers: have answers read.
+        pause: waits while no model is there.
+        halt: makes the source end early, with what is under way. It is called at the first request that no model
+            answers or whose answer isn't scored, which counts as not asked then; None: such a request is finished.
+
+    Raises:
+        ModelUnavailable: no model is there, and `pause` gave up. What was finished and answered stands.
+        MessError: what `halt` was called for, once the source has ended.
     """
     iterator = iter(lines)
+    contact = Contact()
+
+    def window(planned: Sequence[Planned], known: Mapping[int, Mapping[int, Outcome]]) -> _Window:
+        return _Window(planned, controller, source, clock, look, readers, contact, pause, halt, known)
+
     if unfinished is not None:
         planned, others = _taken_up(iterator, unfinished)
         if (
@@ -158,25 +210,33 @@ def chunks(
         ):  # the input has nothing to do: the window waits for one that has its lines
             return
         iterator = chain(others, iterator)
-        answers = [
-            (place, m, outcome)
+        known = {
+            place: kept
             for place, item in enumerate(planned)
-            if item.decision is not None
-            for m in (*item.decision.asked, *item.decision.larger)
-            if (outcome := unfinished.answers.get((item.line.key, m))) is not None
-        ]
-        yield Chunk(planned, ahead=answers)
-        work = _Window(planned, controller, source, clock, look, readers, answers)
+            if (kept := _known(item.line, unfinished, controller.models))
+        }
+        yield Chunk(
+            planned, ahead=[(place, m, one) for place, kept in known.items() for m, one in kept.items()]
+        )
+        work = window(planned, known)
         yield from work.run()
         if not work.ended:
             return
     while batch := _batch(iterator, controller.window(left()), linger, clock):
         planned = _decide(batch, controller, source)
         yield Chunk(planned)
-        work = _Window(planned, controller, source, clock, look, readers)
+        work = window(planned, {})
         yield from work.run()
         if not work.ended:
             return
+
+
+def _known(line: Line, unfinished: Unfinished, models: int) -> dict[int, Outcome]:
+    """What is kept of a line of an unfinished window. That a model wasn't there counts where another one answered:
+    else it is asked again."""
+    kept = {m: one for m in range(models) if (one := unfinished.answers.get((line.key, m))) is not None}
+    answered = any(one.error is None for one in kept.values())
+    return {m: one for m, one in kept.items() if answered or one.fault != "away"}
 
 
 def _batch(lines: Iterator[Line | None], size: int, linger: float, clock: Callable[[], float]) -> list[Line]:
@@ -257,6 +317,11 @@ class _Put:
     reader: Reader | None = None  # whose question it is; None: the line's request itself
     answer: int = -1  # the model whose answer it is about
 
+    @property
+    def decides(self) -> bool:
+        """Whether the reply decides if a larger model is asked."""
+        return self.reader is not None and self.reader.decides
+
 
 class _Window:
     """A window at work: its answers so far, and the lines that aren't finished."""
@@ -268,95 +333,202 @@ class _Window:
         source: OutcomeSource,
         clock: Callable[[], float],
         look: Look | None,
-        readers: Sequence[Reader] = (),
-        answers: Iterable[Answer] = (),
+        readers: Sequence[Reader],
+        contact: Contact,
+        pause: Pauses,
+        halt: Callable[[], None] | None,
+        known: Mapping[int, Mapping[int, Outcome]],
     ) -> None:
+        self._planned = planned
         self._lines = list(planned)
         self._controller = controller
         self._source = source
         self._clock = clock
         self._look = look
         self._readers = readers
+        self._contact = contact
+        self._pause = pause
+        self._halt = halt
         self._outcomes: dict[int, dict[int, Outcome]] = {}  # by place, of lines that aren't finished
         self._unread: Counter[int] = Counter()  # questions about answers that aren't replied to, by place
         self._finished = 0  # lines, from the first on
-        # of an earlier run's answers: what they were to be asked about; larger models are among the decisions'
-        self._begun = [put for answer in answers for put in self._take(*answer) if put.reader is not None]
+        self._waiting: set[int] = set()  # lost because a model isn't there: it may come back
+        self._again: Counter[int] = Counter()  # times that a line was asked anew, by place
+        self._halted: dict[int, MessError] = {}  # lines that the run ends at
+        for place, outcomes in known.items():
+            self._start(place, outcomes)
 
-    def _take(self, place: int, m: int, outcome: Outcome) -> list[_Put]:
-        """Take in an answer; what is to be asked because of it."""
-        self._outcomes.setdefault(place, {})[m] = outcome
-        item = self._lines[place]
+    def _start(self, place: int, outcomes: Mapping[int, Outcome]) -> None:
+        """Take a line up as it was planned, with what is known of it."""
+        self._lines[place] = self._planned[place]
+        self._outcomes[place] = dict(outcomes)
+        if not any(put.decides for put in self._questions(place)):
+            self._go_on(place)
+
+    def _questions(self, place: int, m: int | None = None) -> list[_Put]:
+        """What is still to be asked about a line's answers, or about that of one model."""
+        item, outcomes = self._lines[place], self._outcomes.get(place, {})
         if item.decision is None or not isinstance(item.line, Request):
             return []
-        puts = [
-            _Put(place, question, model, reader, m)
+        return [
+            _Put(place, question, model, reader, answer)
+            for answer, outcome in outcomes.items()
+            if m in (None, answer)
             for reader in self._readers
-            for question, model in reader.questions(item.line, item.decision, m, outcome)
+            for question, model in reader.questions(item.line, item.decision, answer, outcome)
         ]
+
+    def _take(self, place: int, m: int, outcome: Outcome) -> list[_Put]:
+        """Take in an outcome; what is to be asked because of it."""
+        outcomes = self._outcomes.setdefault(place, {})
+        outcomes[m] = outcome
+        self._contact.heard(m, outcome)
+        if outcome.unscored is not None:
+            self._end_at(place, outcome.unscored)
+        puts = self._questions(place, m)
         self._unread[place] += len(puts)
-        if not any(put.reader is not None and put.reader.decides for put in puts):
-            puts += self._second(place, m)
+        if not any(put.decides for put in puts):
+            puts += self._go_on(place)
+        decision = self._lines[place].decision
+        if decision is not None and _failed(decision, outcomes):
+            faults = {one.fault for one in outcomes.values()}
+            self._contact.lost += faults != {"request"}
+            if "away" in faults:
+                self._waiting.add(place)
+            else:
+                self._lose(place)
         return puts
 
     def _read(self, put: _Put, reader: Reader, reply: Outcome) -> list[_Put]:
         """Take in what was said of an answer; what is to be asked because of it."""
+        if reply.fault == "away" and not reader.decides:
+            raise ModelUnavailable(str(reply.error))  # no finding isn't what the answer was worth
         answers = self._outcomes[put.place]
         answers[put.answer] = reader.read(answers[put.answer], put.model, reply)
         self._unread[put.place] -= 1
-        return self._second(put.place, put.answer) if reader.decides else []
+        return self._go_on(put.place) if reader.decides else []
 
-    def _second(self, place: int, m: int) -> list[_Put]:
-        """The larger model that is to be asked as well, if its first model's answer makes that worth it."""
-        item = self._lines[place]
-        if item.decision is None or m != item.decision.looks_at or not isinstance(item.line, Request):
+    def _go_on(self, place: int) -> list[_Put]:
+        """Bring a line's decision to what its outcomes make of it: an answer is looked at, a failure goes to the next
+        model. What is to be asked because of it."""
+        item, outcomes = self._lines[place], self._outcomes[place]
+        decision, before, request = item.decision, item.decision, item.line
+        if decision is None or before is None or not isinstance(request, Request):
             return []
-        outcome = self._outcomes[place][m]
-        decision = _looked_at(item.line, item.decision, outcome, self._controller, self._source)
-        self._lines[place] = Planned(item.line, decision)
-        return [
-            _Put(place, item.line, larger) for larger in decision.asked if larger not in item.decision.asked
-        ]
+        first = outcomes.get(decision.looks_at)
+        if first is not None and first.error is None and decision.larger:
+            decision = _looked_at(request, decision, first, self._controller, self._source)
+        while _failed(decision, outcomes):
+            m = fallback(decision.model, self._can(request), decision.asked)
+            if m is None:
+                break
+            decision = replace(
+                decision, model=m, asked=(*decision.asked, m), larger=(), checked_by=None, counted_on=None
+            )
+        self._lines[place] = Planned(request, decision)
+        return [_Put(place, request, m) for m in decision.asked if m not in (*before.asked, *outcomes)]
+
+    def _can(self, request: Request) -> Sequence[int]:
+        """Models that can take a request and aren't left out of this window."""
+        return self._controller.present(self._source.allowed([request])[0])
+
+    def _give_up(self) -> None:
+        """What waits for a model that isn't there is lost where others are, and asked again where it is back."""
+        for place in sorted(self._waiting):
+            away = {m for m, one in self._outcomes[place].items() if one.fault == "away"}
+            if not away & self._contact.there or self._again[place] == MOST_AGAIN:
+                self._waiting.discard(place)
+                self._lose(place)
+            self._again[place] += 1
+
+    def _lose(self, place: int) -> None:
+        """No model answers the request at `place`."""
+        self._end_at(place, _words(self._outcomes[place].values()))
+
+    def _end_at(self, place: int, why: str) -> None:
+        """The run is to end at `place`, which counts as not asked: asked again, it may be answered."""
+        request = self._lines[place].line
+        if self._halt is not None and place not in self._halted and isinstance(request, Request):
+            self._halted[place] = MessError(f"{request.place}: {why}")
+            self._halt()
 
     def run(self) -> Iterator[Chunk]:
         """Ask what isn't answered; yield chunks until the window ends, or the source does."""
-        puts = [
-            _Put(place, item.line, m)
-            for place, item in enumerate(self._lines)
-            if item.decision is not None and isinstance(item.line, Request)
-            for m in item.decision.asked
-            if m not in self._outcomes.get(place, {})
-        ] + self._begun
-        asked: list[tuple[Request, Sequence[int]]] = [(put.request, (put.model,)) for put in puts]
-        failure: Exception | None = None
-        fresh: list[Answer] = []
-        missing_answers = len(puts)
-        since = self._clock()
-        try:
-            for group in self._source.answers(asked) if asked else ():
-                for position, m, outcome in group:
-                    put = puts[position]
-                    if put.reader is None:
-                        fresh.append((put.place, m, outcome))
-                        more = self._take(put.place, m, outcome)
-                    else:
-                        more = self._read(put, put.reader, outcome)
-                        fresh.append((put.place, put.answer, self._outcomes[put.place][put.answer]))
-                    puts += more  # the source sees them before its next group
-                    asked += [(one.request, (one.model,)) for one in more]
-                    missing_answers += len(more)
-                missing_answers -= len(group)
-                late = len(fresh) >= CHUNK_ANSWERS or self._clock() - since >= CHUNK_SECONDS
-                if fresh and late and missing_answers:  # the last chunk is yielded below
-                    yield self._chunk(fresh)
-                    fresh, since = [], self._clock()
-        except (
-            Exception
-        ) as error:  # whatever ended the source: what it has answered stands, and is kept first
-            failure = error
-        yield self._chunk(fresh)
-        if failure is not None:
-            raise failure
+        outage = self._contact.none_for_long
+        while True:
+            if outage:
+                if not self._pause(self._contact.pauses, self._contact.failure):
+                    raise ModelUnavailable(
+                        f"no model answers: {self._contact.failure.rstrip('. ')}. Nothing that was answered is lost: "
+                        "the same command goes on"
+                    )
+                self._contact.pauses += 1
+            puts = self._unanswered()
+            asked: list[tuple[Request, Sequence[int]]] = [(put.request, (put.model,)) for put in puts]
+            failure: Exception | None = None
+            fresh: list[Answer] = []
+            left = len(puts)  # answers
+            since = self._clock()
+            try:
+                with closing(_closable(self._source.answers(asked) if asked else ())) as groups:
+                    for group in groups:
+                        for position, m, outcome in group:
+                            put = puts[position]
+                            if put.reader is None:
+                                fresh.append((put.place, m, outcome))
+                                more = self._take(put.place, m, outcome)
+                            else:
+                                more = self._read(put, put.reader, outcome)
+                                fresh.append((put.place, put.answer, self._outcomes[put.place][put.answer]))
+                            puts += more  # the source sees them before its next group
+                            asked += [(one.request, (one.model,)) for one in more]
+                            left += len(more)
+                        left -= len(group)
+                        if self._is_outage(left):
+                            break
+                        late = len(fresh) >= CHUNK_ANSWERS or self._clock() - since >= CHUNK_SECONDS
+                        if fresh and late and left:  # the last chunk is yielded below
+                            yield self._chunk(fresh)
+                            fresh, since = [], self._clock()
+            except (
+                Exception
+            ) as error:  # whatever ended the source: what it has answered stands, and is kept first
+                failure = error
+            outage = failure is None and self._is_outage(left)
+            if failure is None and not left and not outage:
+                self._give_up()
+            again = bool(self._waiting) and not left
+            yield self._chunk(fresh)
+            if failure is not None:
+                raise failure
+            if self._halted:
+                raise self._halted[min(self._halted)]
+            if not outage and not again:
+                return
+            self._start_over()
+
+    def _unanswered(self) -> list[_Put]:
+        """What is to be asked, as far as it is known."""
+        puts: list[_Put] = []
+        for place, item in enumerate(self._lines[self._finished :], start=self._finished):
+            if item.decision is not None and isinstance(item.line, Request):
+                known = self._outcomes.get(place, {})
+                puts += [_Put(place, item.line, m) for m in item.decision.asked if m not in known]
+                questions = self._questions(place) if known else []
+                self._unread[place] = len(questions)
+                puts += questions
+        return puts
+
+    def _is_outage(self, left: int) -> bool:
+        """Whether requests are lost and no model is there: many of them, or all that were asked."""
+        lost = len(self._waiting)
+        return lost > 0 and not self._contact.there and (lost >= IN_A_ROW or not left)
+
+    def _start_over(self) -> None:
+        """Ask again for what waits, as it was decided at first: models that weren't there have run nothing of it."""
+        waiting, self._waiting = sorted(self._waiting), set()
+        for place in waiting:
+            self._start(place, {m: one for m, one in self._outcomes[place].items() if one.fault != "away"})
 
     @property
     def ended(self) -> bool:
@@ -368,13 +540,14 @@ class _Window:
         finished: list[Rejected | Finished] = []
         for place, item in enumerate(self._lines[self._finished :], start=self._finished):
             outcomes = self._outcomes.get(place, {})
-            if item.decision is not None and (
-                len(outcomes) < len(item.decision.asked) or self._unread[place]
-            ):
+            if place in self._waiting or place in self._halted or self._unread[place]:
+                break
+            if item.decision is not None and any(m not in outcomes for m in item.decision.asked):
                 break
             if item.decision is not None and isinstance(item.line, Request):
                 in_order = dict(sorted(outcomes.items()))  # the zoo's, not that of coming
-                finished.append(Finished(item.line, item.decision, in_order))
+                decision = self._chosen(item.line, item.decision, outcomes)
+                finished.append(Finished(item.line, decision, in_order))
             elif isinstance(item.line, Rejected):
                 finished.append(item.line)
         answered = [one for one in finished if isinstance(one, Finished)]
@@ -402,8 +575,31 @@ class _Window:
                 lines.append(Settled(one.request, one.decision, one.outcomes, event.served, queue, made))
         if self.ended:
             self._controller.close_window()
-        ahead = [answer for answer in fresh if answer[0] >= self._finished]
+        ahead = [answer for answer in fresh if answer[0] >= self._finished and answer[0] not in self._halted]
         return Chunk(None, lines, events, ahead, self.ended)
+
+    def _chosen(self, request: Request, decision: Decision, outcomes: Mapping[int, Outcome]) -> Decision:
+        """The decision with the model that would have served without an audit, where the chosen one failed."""
+        failed = [m for m, one in outcomes.items() if one.error is not None]
+        if decision.chosen is None or decision.chosen not in failed:
+            return decision
+        chosen = fallback(decision.chosen, self._can(request), failed)
+        return decision if chosen is None else replace(decision, chosen=chosen)
+
+
+def _failed(decision: Decision, outcomes: Mapping[int, Outcome]) -> bool:
+    """Whether every model that was asked has failed."""
+    return all(m in outcomes and outcomes[m].error is not None for m in decision.asked)
+
+
+def _words(outcomes: Iterable[Outcome]) -> str:
+    """What went wrong, each thing once."""
+    return "; ".join(dict.fromkeys(one.error for one in outcomes if one.error is not None))
+
+
+def _closable(groups: Iterable[Sequence[Answer]]) -> Generator[Sequence[Answer], None, None]:
+    """Closing it ends what is running."""
+    yield from groups
 
 
 def _looked_at(
@@ -474,6 +670,7 @@ def _event(
         check_joules={str(m): check.joules for m, check in checks.items() if check.joules is not None}
         or None,
         judged=judged,
+        faults={str(m): one.fault or "model" for m, one in outcomes.items() if one.error is not None} or None,
     )
 
 
