@@ -85,6 +85,37 @@ def test_the_answers_are_those_of_the_local_engine(cluster, tmp_path):
     assert there.returncode == 0, there.stderr
     assert local.read_bytes() == remote.read_bytes()
     assert len({row["model"] for row in rows(remote)}) == 2
+    # audits are the controller's, who asks through the same actors
+    audited = [tmp_path / f"audited-{where}.jsonl" for where in ("here", "there")]
+    for output, more in zip(audited, ((), ("--engine", "ray", "--address", cluster.address)), strict=True):
+        done = route(*options, "--against", "largest", "-o", output, *more)
+        assert done.returncode == 0, done.stderr
+    assert audited[0].read_bytes() == audited[1].read_bytes()
+    assert {row["audited"] for row in rows(audited[1])} == {True, False}
+
+
+def test_an_actor_weighs_the_words_of_a_check(cluster, tmp_path):
+    """What `route` asks of a larger model: one token, and how likely each of two words is."""
+    from messcli.models.ray import connect
+    from messcli.models.transformers import TransformersBackend
+    from messcli.records import Request
+    from messcli.zoo import load_zoo
+
+    zoo = load_zoo(str(write_zoo(tmp_path, large="replicas = 2")))
+    options = ("der", "die")
+    asked = [Request(n, "the dog", key=b"%d" % n, options=options if n % 2 else ()) for n in range(6)]
+    alone = TransformersBackend(zoo.models[1], batch_size=None).generate(asked)
+    try:
+        small, large = connect(cluster.address, lambda line: None).backends(zoo, "estimate", None)
+        there = large.generate(asked)
+        small.unload()
+        large.unload()
+    finally:
+        ray.shutdown()
+    assert [one.output for one in there] == [one.output for one in alone]
+    for ours, theirs in zip(there, alone, strict=True):
+        assert (ours.weights is None) == (theirs.weights is None)
+        assert theirs.weights is None or ours.weights == pytest.approx(theirs.weights, abs=1e-5)
 
 
 def test_each_node_meters_its_own_work(cluster, tmp_path):

@@ -162,6 +162,24 @@ class TestEngine:
         for ours, theirs in zip(engine.generate(REQUESTS), reference, strict=True):
             assert ours.confidence == pytest.approx(theirs.confidence, abs=5e-3)
 
+    def test_options_are_weighed_as_transformers_weighs_them_among_the_likeliest_tokens(self, engine):
+        reference = TransformersBackend(LARGE, batch_size=None)
+        options = tuple(dict.fromkeys(answer.output.split()[0] for answer in engine.generate(REQUESTS)))
+        assert len(options) > 1
+        assert not isinstance(engine.checkpoint.option_ids(options), str)
+        asked = [replace(request, options=options) for request in REQUESTS]
+        for ours, theirs in zip(engine.generate(asked), reference.generate(asked), strict=True):
+            assert (ours.output, ours.prompt_tokens, ours.output_tokens) == (
+                theirs.output, theirs.prompt_tokens, 1
+            )  # fmt: skip
+            for weight, exact in zip(ours.weights, theirs.weights, strict=True):
+                # one that isn't among the 20 likeliest tokens counts 0
+                assert weight == pytest.approx(exact, rel=0.02, abs=1e-4) or (weight == 0.0 and exact < 0.05)
+        (unknown,) = engine.generate([replace(REQUESTS[0], options=("yes", "zebra crossing"))])
+        assert "no token of its own says that" in unknown.error
+        mixed = [asked[0], REQUESTS[0]]
+        assert [answer.weights is None for answer in engine.generate(mixed)] == [False, True]
+
     def test_where_there_is_no_sleep_mode_the_engine_ends_between_turns(self):
         made = create(spec(), batch_size=None)
         before = made.generate(REQUESTS[:2])

@@ -95,9 +95,10 @@ class Margin:
     least_residuals: int = 10
     """Residuals that the correction of what isn't observed is divided by at the least. Raised: it counts less at
     the start."""
-    audited_errors: float = 2.4
+    audited_errors: float = 2.0
     """The same where answers are audited: standard errors of the mean that are kept. More than 1.65, because estimates
-    of earlier requests were made by a predictor that knew less."""
+    of earlier requests were made by a predictor that knew less: at 1.65 alpha was kept in 37 of 40 orders of `mmlu_two`
+    (docs/evidence/audits.md)."""
     audited_deviation: float = 0.008
     """Accuracy: how far off the estimates are expected to be on average where they learn from all audits. Raised: what
     was seen of it counts more, and with it the chance of the last audits."""
@@ -171,8 +172,10 @@ class Audits:
     """Audits in a row at the start, and of the n-th request first / n, until prices and costs are known."""
     errors: float = 2.0
     """Standard errors of the mean that are kept above alpha; more audits make them smaller. `Margin.audited_errors`."""
-    share: float = 0.25
-    """The part of the expected bill that audits may take, net of what the answers served by them are worth."""
+    share: float = 0.5
+    """The part of the expected bill that audits may take, net of what the answers served by them are worth. Lowered:
+    after a lucky start too few are made to notice it. At 0.25 alpha was missed in 2 of 20 orders of `mmlu_two`
+    (docs/evidence/audits.md)."""
     least_cost: float = 0.1
     """The part of an audit's joules that it is taken to cost at the least, whatever its answer is worth."""
     least_gain: float = 0.02
