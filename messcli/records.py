@@ -89,6 +89,7 @@ class Rejected:
     line: int = 0
     key: bytes = b""
     digest: bytes = b""
+    plan: str | None = None  # whose promise it counts in: it is a request, and no model can take it
 
 
 @dataclass(frozen=True, slots=True)

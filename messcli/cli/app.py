@@ -65,7 +65,7 @@ def main() -> None:
     common=["output", "zoo", "alpha", "metric", "format", "window", "limit", "state", "meter", "check_sla", "quiet"],
 )  # fmt: skip
 @click.argument("input", metavar="INPUT")
-def route(check_sla: bool, quiet: bool, **options: Any) -> None:
+def route(check_sla: bool, ignore_failures: bool, quiet: bool, **options: Any) -> None:
     """Route every request of INPUT (JSON lines; - is standard input) to one model.
 
     A line is {"prompt": "...", "reference": "..."} or {"messages": [...]}; id and
@@ -86,9 +86,10 @@ def route(check_sla: bool, quiet: bool, **options: Any) -> None:
     _exit_if_stopped(summary.stopped_by)
     if quiet:  # cron mails what is printed
         say(*summary.failures())
-    if check_sla and summary.sla_missed:
+    missed = summary.missed(failures=not ignore_failures)
+    if check_sla and missed:
         if quiet:
-            say(*summary.missed())
+            say(*missed)
         sys.exit(EXIT_SLA_MISSED)
     if summary.failures():
         sys.exit(EXIT_ROWS_WITH_ERRORS)

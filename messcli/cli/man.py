@@ -34,7 +34,10 @@ EXIT_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
     EXIT_OK: ("Done.", _ALL),
     EXIT_ERROR: ("An error, told in one line on standard error with what to do about it.", _ALL),
     EXIT_USAGE: ("Wrong usage: an unknown option, a value out of range, options that contradict.", _ALL),
-    EXIT_SLA_MISSED: ("Done, but the mean accuracy is below alpha (with --check-sla).", ("route",)),
+    EXIT_SLA_MISSED: (
+        "Done, but the mean accuracy is below alpha, or would be with 0 for failed requests (with --check-sla).",
+        ("route",),
+    ),
     EXIT_ROWS_WITH_ERRORS: ("Done, but some rows have `error`.", ("route", "record")),
     EXIT_UNAVAILABLE: (
         "No model is there (servers down, quotas used up) for --patience seconds; the same command goes on later.",

@@ -263,7 +263,12 @@ PROMISE = Group(
             is_flag=True,
             help="With --against largest: aim so that the bound on the mean meets alpha, not the estimate alone.",
         ),
-        option("--check-sla", is_flag=True, help=f"Exit {EXIT_SLA_MISSED} when the promise isn't kept."),
+        option(
+            "--check-sla",
+            is_flag=True,
+            help=f"Exit {EXIT_SLA_MISSED} when the promise isn't kept, or wouldn't be if failed requests counted 0.",
+        ),
+        option("--ignore-failures", is_flag=True, help="With --check-sla: leave failed requests out."),
         option(
             "--plan", metavar="NAME", help="The plan ([plans] in the zoo file) of requests that name none."
         ),

@@ -273,6 +273,9 @@ def _replay(state: State, controller: Controller, setup: Setup, settings: Mappin
         except StateError as error:
             raise StateError(f"{state.name}: {error}") from None
     _fold(controller, state.journal.events())
+    for row in state.journal.accounts(settings.get("period", "")):
+        if row[1] in controller.accounts:  # requests that no model can take are no events
+            controller.accounts[row[1]].failed = row[9]
     return anew
 
 

@@ -226,7 +226,7 @@ class Session:
                 ends_window=chunk.ends_window,
                 running=self.source.running_joules(),
                 energy=[*self._energy(chunk), *_as_energy(overhead)],
-                accounts=account_rows(self.controller, self.period) if chunk.events else (),
+                accounts=account_rows(self.controller, self.period) if chunk.lines else (),
                 snapshot=snapshot(self.controller) if wants_snapshot and self.state.is_kept else None,
             )
         )

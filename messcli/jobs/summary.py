@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from messcli.calibration.file import Calibration
 from messcli.jobs.watch import Activity
-from messcli.metrics import keeps
+from messcli.metrics import failure_words, keeps, with_failures
 from messcli.records import Rejected
 from messcli.report.audits import Standing
 from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline, overhead_words
@@ -156,16 +156,29 @@ class Summary:
 
     @property
     def sla_missed(self) -> bool:
-        """Whether any plan's observed mean accuracy is below its alpha."""
+        """Whether any plan's promise isn't kept, or wouldn't be with accuracy 0 for failed requests."""
         return bool(self.missed())
 
-    def missed(self) -> list[str]:
-        """One line for each plan whose promise isn't kept, for people."""
+    def missed(self, *, failures: bool = True) -> list[str]:
+        """One line for each plan whose promise isn't kept, for people.
+
+        Args:
+            failures: whether one counts that failed requests may hide: with accuracy 0 for them it isn't kept.
+        """
         return [
             f"accuracy {plan}".strip() + f"  {self._accuracy_line(plan)}"
-            for plan, account in self.accounts.items()
-            if (mean := self._judged_by(account)) is not None and not keeps(mean, self.alphas[plan])
+            for plan in self.accounts
+            if self._is_missed(plan, failures=failures)
         ]
+
+    def _is_missed(self, plan: str, *, failures: bool) -> bool:
+        alpha, account = self.alphas[plan], self.accounts[plan]
+        mean, count = self._judged_by(account)
+        if mean is not None and not keeps(mean, alpha):
+            return True
+        if not failures or not account.failed or (mean is None and account.settled):
+            return False
+        return not keeps(with_failures(mean, count, account.failed), alpha)
 
     def failures(self) -> list[str]:
         """One line about the failed requests of this run, for people; none where none failed."""
@@ -207,16 +220,21 @@ class Summary:
         audited = "" if self.audits is None else f", {self.audited} audited"
         return f"{self.routed} routed{done}{failed}{unscored}, {self.explored} explored{audited}"
 
-    def _judged_by(self, account: Account) -> float | None:
-        """The mean accuracy that the promise is judged by; None where nothing is known."""
+    def _judged_by(self, account: Account) -> tuple[float | None, int]:
+        """The mean accuracy that the promise is judged by, and of how many requests; None where nothing is known."""
         if self.audits is None:
-            return account.observed_mean
-        return None if account.mean is None else self.audits.standing(account.mean)
+            return account.observed_mean, account.observed
+        return (
+            (None, 0) if account.mean is None else (self.audits.standing(account.mean), account.mean.served)
+        )
 
     def _accuracy_line(self, plan: str) -> str:
         alpha, account = self.alphas[plan], self.accounts[plan]
+        worst = failure_words(*self._judged_by(account), account.failed, alpha)
         if self.audits is not None and account.mean is not None:
-            return Standing.of(account.mean, self.audits, alpha).words()
+            return "; ".join(
+                part for part in (Standing.of(account.mean, self.audits, alpha).words(), worst) if part
+            )
         mean = account.observed_mean
         parts = []
         if mean is not None:
@@ -231,6 +249,8 @@ class Summary:
                 f"{account.estimated_sum / account.estimated:.4f} estimated over {account.estimated} "
                 "without reference"
             )
+        if worst:
+            parts.append(worst)
         if plan in self.unreachable:
             parts.append("alpha is above what this zoo reaches")
         return "; ".join(parts)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import inspect
 
 from messcli.errors import MetricError
-from messcli.metrics.base import ROUNDING, Metric, keeps
+from messcli.metrics.base import ROUNDING, Metric, failure_words, keeps, with_failures
 from messcli.metrics.own import own
 from messcli.metrics.words import AUTO
 from messcli.registry import METRICS
 
-__all__ = ["AUTO", "DEFAULT_METRIC", "ROUNDING", "Metric", "keeps", "load_metric"]
+__all__ = [
+    "AUTO", "DEFAULT_METRIC", "ROUNDING", "Metric", "failure_words", "keeps", "load_metric", "with_failures",
+]  # fmt: skip
 
 DEFAULT_METRIC = "bleu1"
 

@@ -24,6 +24,20 @@ def keeps(mean: float, alpha: float) -> bool:
     return mean >= alpha - ROUNDING
 
 
+def with_failures(mean: float | None, count: int, failed: int) -> float:
+    """The mean accuracy of `count` requests and of `failed` ones that nobody answered: accuracy 0 for these."""
+    return (mean or 0.0) * count / max(count + failed, 1)
+
+
+def failure_words(mean: float | None, count: int, failed: int, alpha: float) -> str:
+    """What failed requests make of a promise, for people; "" where there are none."""
+    if not failed:
+        return ""
+    worst = with_failures(mean, count, failed)
+    verdict = "kept" if keeps(worst, alpha) else "MISSED"
+    return f"{failed} failed; with accuracy 0 for them {worst:.4f}: SLA {verdict}"
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A named score. `function(output, references)` is only called with at least one reference."""

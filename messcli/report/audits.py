@@ -39,11 +39,16 @@ class Standing:
         )
 
     @property
+    def judged_by(self) -> float:
+        """The mean that the promise is judged by."""
+        return self.bound if self.sure else self.estimate
+
+    @property
     def verdict(self) -> str:
         """kept | missed | unknown."""
         if self.alpha is None:
             return "unknown"
-        return "kept" if keeps(self.bound if self.sure else self.estimate, self.alpha) else "missed"
+        return "kept" if keeps(self.judged_by, self.alpha) else "missed"
 
     def words(self) -> str:
         """For people."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.metrics import keeps
+from messcli.metrics import failure_words, keeps, with_failures
 from messcli.report.audits import Standing
 from messcli.report.bill import Alone, by_answers, headline, of_largest
 from messcli.tariff import Spent
@@ -49,6 +49,28 @@ class Promise:
     estimated_count: int
     queue: float | None
     audits: Standing | None = None  # where answers are audited: then it is what the promise is judged by
+    failed: int = 0  # requests that nobody answered: in no mean above
+
+    @property
+    def worst(self) -> float | None:
+        """The mean that the promise is judged by, with accuracy 0 for failed requests; None where nothing is known."""
+        if self.audits is not None:
+            count = self.audits.known + self.audits.estimated
+            return with_failures(self.audits.judged_by, count, self.failed)
+        if self.observed is None:
+            return 0.0 if self.failed and not self.estimated_count else None
+        return with_failures(self.observed.mean, self.observed.count, self.failed)
+
+    @property
+    def failures(self) -> str:
+        """What failed requests make of the promise, for people; "" where there are none."""
+        if self.alpha is None or self.worst is None:
+            return f"{self.failed} failed; in no mean above" if self.failed else ""
+        if self.audits is not None:
+            seen, count = self.audits.judged_by, self.audits.known + self.audits.estimated
+        else:
+            seen, count = (self.observed.mean, self.observed.count) if self.observed else (0.0, 0)
+        return failure_words(seen, count, self.failed, self.alpha)
 
     @property
     def estimated_share(self) -> float:
@@ -218,7 +240,10 @@ class Report:
         plain = {**asdict(self), "total_joules": self.total_joules}
         for promise, own in zip(self.promises, plain["promises"], strict=True):
             own.update(
-                verdict=promise.verdict, certainty=promise.certainty, estimated_share=promise.estimated_share
+                verdict=promise.verdict,
+                certainty=promise.certainty,
+                estimated_share=promise.estimated_share,
+                with_failures=promise.worst,
             )
         return plain
 
@@ -265,6 +290,7 @@ def summed_up(
     cost: Cost | None = None,
     audits: Mapping[str, Standing] | None = None,
     loads: list[Load] | None = None,
+    lost: Mapping[str, int] | None = None,
 ) -> Report:
     """The report on `ledger`.
 
@@ -278,6 +304,7 @@ def summed_up(
         cost: what all runs cost, where prices were stated.
         audits: plan -> what audits tell, where there are any.
         loads: what models took in load.
+        lost: plan -> requests of the open period that nobody answered.
     """
     columns = ledger.columns()
     models = np.array([model or "" for model in ledger.models], dtype=object)
@@ -289,6 +316,7 @@ def summed_up(
             plan,
             alpha,
             (audits or {}).get(plan),
+            (lost or {}).get(plan, 0),
             {name: column[recent & served & (plans == plan)] for name, column in columns.items()},
         )
         for plan, alpha in alphas.items()
@@ -330,7 +358,7 @@ def summed_up(
 
 
 def _promise(
-    plan: str, alpha: float | None, audits: Standing | None, columns: Mapping[str, Floats]
+    plan: str, alpha: float | None, audits: Standing | None, failed: int, columns: Mapping[str, Floats]
 ) -> Promise:
     accuracy, estimate = columns["accuracy"], columns["estimated_accuracy"]
     observed = ~np.isnan(accuracy)
@@ -344,6 +372,7 @@ def _promise(
         estimated_count=len(estimated),
         queue=float(queue[-1]) if len(queue) and not math.isnan(queue[-1]) else None,
         audits=audits,
+        failed=failed,
     )
 
 

@@ -149,6 +149,9 @@ def _short(report: Report) -> Iterator[str]:
         yield f"{unseen:,} requests had no reference: their accuracy is an estimate, and in no mean above."
     if report.failed:
         yield f"{report.failed:,} requests failed. They are no part of the mean accuracy."
+        for promise in report.promises:
+            if promise.failures:
+                yield f"{promise.plan}: {promise.failures}.".removeprefix(": ")
     if any("estimate" in row["meter"] for row in report.energy):
         yield "Joules are an estimate here (processor seconds times watts): no meter was read."
 

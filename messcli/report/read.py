@@ -119,6 +119,7 @@ def _read_state(db: sqlite3.Connection, path: str) -> Report:
         overhead_parts=meta.get("overhead"),
         cost=_cost(meta.get("spent")),
         loads=loads_of(meta.get("loads") or {}, names),
+        lost={account["plan"]: account["failed"] for account in accounts if account["period"] == period},
         audits=_audits(settings.get("audits"), (meta.get("audits") or {}).get(period, {}), alphas),
     )
 
@@ -150,6 +151,7 @@ def _records(db: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
 def _from_output(path: str, alpha: float | None) -> Report:
     ledger = Ledger()
     failed = 0
+    lost: Counter[str] = Counter()  # by plan
     energy: dict[tuple[str, str, str], tuple[float, int]] = {}
     seen: set[str] = set()
     for number, row in _rows(path):
@@ -166,6 +168,8 @@ def _from_output(path: str, alpha: float | None) -> Report:
         model = row.get("model")
         if model is None:
             failed += 1
+            if row.get("explored") is not None and isinstance(row.get("plan", ""), str):
+                lost[row.get("plan") or ""] += 1
             continue
         for name in Ledger.COLUMNS:
             value = row.get(name)
@@ -211,6 +215,7 @@ def _from_output(path: str, alpha: float | None) -> Report:
         failed=failed,
         alphas=dict.fromkeys(ledger.plans, alpha),
         of_period=len(ledger.models),
+        lost=lost,
         names=_order_of(ledger),
         energy=[
             {"model": model, "kind": kind, "meter": meter, "joules": joules, "requests": count}

@@ -47,8 +47,9 @@ def promise_lines(promise: Promise) -> list[str]:
     name = f"plan {promise.plan}: " if promise.plan else ""
     target = "alpha unknown" if promise.alpha is None else f"alpha {promise.alpha:g}"
     text = []
+    failures = [f"  {promise.failures}"] if promise.failures else []
     if promise.audits is not None:
-        return [f"{name}{promise.audits.words()}"]
+        return [f"{name}{promise.audits.words()}", *failures]
     if promise.observed is not None:
         seen = promise.observed
         verdict = {"kept": "SLA kept", "missed": "SLA MISSED", "unknown": "no verdict"}[promise.verdict]
@@ -67,7 +68,7 @@ def promise_lines(promise: Promise) -> list[str]:
         )
     else:
         text.append("  nothing rests on estimates")
-    return text
+    return text + failures
 
 
 def _period_lines(periods: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -304,7 +304,8 @@ def _decide(batch: Sequence[Line], controller: Controller, source: OutcomeSource
 
 def _too_long(request: Request) -> Rejected:
     why = "the prompt is longer than every model's context. Shorten it"
-    return replace(request.reject(why), key=request.key, digest=request.digest)
+    plan = request.plan or DEFAULT_PLAN
+    return replace(request.reject(why), key=request.key, digest=request.digest, plan=plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +571,8 @@ class _Window:
         for line in finished:
             if isinstance(line, Rejected):
                 lines.append(line)
+                if line.plan is not None:
+                    self._controller.accounts[line.plan].failed += 1
             else:
                 one, event, queue, made = next(settled)
                 lines.append(Settled(one.request, one.decision, one.outcomes, event.served, queue, made))
