@@ -25,7 +25,7 @@ from messcli.energy import Counter
 from messcli.errors import StateError
 from messcli.files.dialects import Dialect
 from messcli.metrics import Metric
-from messcli.models.backend import Backend
+from messcli.models.backend import Backend, SharesWeights, share_weights
 from messcli.predict.base import Accuracies, Predictor, create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.records import Decision, Request
@@ -426,11 +426,34 @@ def _streams_what_it_generates(backend: Backend) -> None:
     close()  # type: ignore[misc]  # it isn't None
 
 
+def _shares_its_weights(backend: Backend) -> None:
+    """Of a backend that can: another model on the same weights answers the same, and stays when the first one goes."""
+    if not isinstance(backend, SharesWeights):
+        return
+    other = type(backend)(replace(backend.spec, name="another"), batch_size=None)  # type: ignore[call-arg]  # as `create`
+    _hold(backend.weights == other.weights, "another name is other weights")
+    share_weights([backend, other])
+    requests = _asked()
+    first, second = backend.generate(requests), other.generate(requests)
+    _hold(
+        [one.output for one in first] == [one.output for one in second], "the same weights answer differently"
+    )
+    backend.unload()
+    _hold(not backend.loaded, "unloaded, it says that it is loaded")
+    _hold(other.loaded, "unloading one model takes the other's weights away")
+    _hold(
+        [one.output for one in other.generate(requests)] == [one.output for one in second],
+        "answers have changed",
+    )
+    other.unload()
+
+
 BACKEND: tuple[Callable[[Backend], None], ...] = (
     _loads_on_demand_and_unloads,
     _plans_each_request_once,
     _answers_in_order_and_counts_tokens,
     _streams_what_it_generates,
+    _shares_its_weights,
 )
 
 

@@ -75,6 +75,28 @@ def test_the_fake_backend_of_our_tests(claim: Callable[..., None]) -> None:
 # ---- suites refuse what is wrong ------------------------------------------------------------------
 
 
+class Sharing(FakeBackend):
+    """Two models on the same weights; the first that goes takes them away."""
+
+    def __init__(self, spec: ModelSpec, *, batch_size: int | None) -> None:
+        super().__init__(spec, batch_size=batch_size)
+        self.others: list[Sharing] = [self]
+
+    weights = "one"
+
+    def share(self, other: Sharing) -> None:
+        self.others = other.others
+        self.others.append(self)
+
+    def unload(self) -> None:
+        for one in self.others:
+            one.loaded = False
+
+    def generate(self, batch: Any) -> list[Generation]:
+        self.loaded = True
+        return [Generation(one.prompt, self.prompt_tokens(one), self.prompt_tokens(one)) for one in batch]
+
+
 class _Backend(FakeBackend):
     def __init__(self) -> None:
         super().__init__(ModelSpec("large", "nowhere", backend="fake"), batch_size=2)
@@ -130,6 +152,12 @@ WRONG: dict[str, tuple[Any, ...]] = {
         {"prompt": "a"},
     ),
 }
+
+
+def test_the_claim_of_shared_weights_is_what_refuses_one() -> None:
+    subject = Sharing(ModelSpec("large", "nowhere", backend="fake"), batch_size=2)
+    with pytest.raises(AssertionError, match="takes the other's weights away"):
+        conformance.check(conformance.BACKEND, subject)
 
 
 @pytest.mark.parametrize("what", WRONG)
