@@ -14,7 +14,7 @@ from typing import Any
 
 from messcli.calibration.file import Calibration
 from messcli.errors import StateError
-from messcli.files.requests import open_input
+from messcli.files.requests import STDIN, open_input
 from messcli.metrics import Metric
 from messcli.records import Decision, Outcome, dumps, loads
 from messcli.routing import older
@@ -112,15 +112,37 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     """What the period had before this input, and the input's lines. The same when a run is taken up again."""
     if total is None:
         return None
-    with open_input(source) as handle:
-        head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()  # stays while the file grows
-    this = {"path": str(Path(source).resolve()), "head": head, "period": period}
+    this = {**_identity(source), "period": period}
     known = state.database.meta("input") or {}
     before = known.get("before", requests)
     if {**known, **this} != known or before + total < requests:  # another input, or another content of it
         before = requests
         state.database.set_meta("input", {**this, "before": before})
     return int(before) + total
+
+
+def _identity(source: str) -> dict[str, str]:
+    """Of a file, the same while it grows."""
+    with open_input(source) as handle:
+        head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()
+    return {"path": str(Path(source).resolve()), "head": head}
+
+
+def read_ahead(
+    state: State, controller: Controller, source: str, sample: Callable[[], Sequence[tuple[int, str]]]
+) -> None:
+    """Show the controller prompts of an input before any of it is routed: once, however often the run goes on.
+
+    Args:
+        sample: of a file, prompts with their places among its lines. A pipe can't be read twice.
+    """
+    if not controller.policy.begins:
+        return
+    this = _identity(source) if source != STDIN and Path(source).is_file() else None
+    if this == state.database.meta("ahead"):
+        return
+    controller.read_ahead(sample() if this is not None else ())
+    state.journal.learn("ahead", this, controller.t, snapshot(controller))
 
 
 def check_signature(

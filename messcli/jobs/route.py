@@ -15,6 +15,7 @@ from pathlib import Path
 from messcli.calibration.file import Calibration, find_calibration
 from messcli.energy.meter import check_choice
 from messcli.errors import UsageError
+from messcli.files.ahead import prompts_ahead
 from messcli.files.dialects import load_dialect
 from messcli.files.requests import count_lines, open_input, read_requests
 from messcli.files.sinks import STDOUT
@@ -23,7 +24,14 @@ from messcli.jobs.config import LOCAL, RouteConfig, Writing
 from messcli.jobs.feed import Feed, patiently
 from messcli.jobs.fleet import LazyLive
 from messcli.jobs.knowledge import Learner, knowledge_of, learnt_from
-from messcli.jobs.resume import CreateController, check_signature, resume, terms_in_force, unfinished_window
+from messcli.jobs.resume import (
+    CreateController,
+    check_signature,
+    read_ahead,
+    resume,
+    terms_in_force,
+    unfinished_window,
+)
 from messcli.jobs.row import routed_row
 from messcli.jobs.session import MakeRow, Patience, RowText, Session
 from messcli.jobs.summary import Progress, Summary, Tally
@@ -104,6 +112,7 @@ def run_job(
         )
         check_signature(state, zoo, truth.metric, terms.setup, begins_with)
         controller = resume(state, terms, job.controller, zoo.names, tell, knowledge)
+        read_ahead(state, controller, config.input, partial(_sample, config))
         _open_output(state, config.output, tell)
         total = count() if on_progress else None
         lines = truth.of(stack.enter_context(_lines(config, tell)))
@@ -190,6 +199,18 @@ def _open_output(state: State, output: str, tell: Callable[[str], None]) -> None
 def _lines(config: RouteConfig, tell: Callable[[str], None]) -> Iterator[Iterator[Request | Rejected]]:
     with open_input(config.input) as handle:
         yield read_requests(handle, config.input, config.reading.fields, config.reading.format, tell)
+
+
+def _sample(config: RouteConfig) -> list[tuple[int, str]]:
+    reading, setup = config.reading, config.setup
+    return prompts_ahead(
+        config.input,
+        reading.fields,
+        reading.format,
+        limit=reading.limit,
+        size=setup.tuning.ahead.prompts,
+        seed=setup.seed,
+    )
 
 
 def _feed(

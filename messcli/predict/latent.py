@@ -92,6 +92,19 @@ class LatentSpace:
         self._seen = seen.copy() if self._fits < len(self._at) else []
         return seen
 
+    def settle(self, texts: Sequence[str]) -> Sequence[str] | None:
+        """Fit the directions once and for all, on texts that are known to come; nothing happens where that was done.
+
+        Returns:
+            The texts seen so far, as `see` does.
+        """
+        if self.settled or not texts:
+            return None
+        self.fit([*self._seen, *texts])
+        self._fits = len(self._at)
+        seen, self._seen = self._seen, []
+        return seen
+
     def fit(self, texts: Sequence[str]) -> None:
         """Learn the directions from `texts`. Along all of them together these have a variance of 1."""
         distinct = list(dict.fromkeys(texts))

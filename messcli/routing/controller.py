@@ -30,6 +30,7 @@ from messcli.routing.failures import Absences
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, Served, View, Window
+from messcli.routing.prompts import Ahead, Latest
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.routing.tuning import TUNING, Tuning
 from messcli.snapshots import Part
@@ -37,7 +38,7 @@ from messcli.snapshots import Part
 DEFAULT_PLAN = ""
 
 _NONE: Mapping[int, int] = {}
-_OPTIONAL = ("answers", "absences")  # parts of a snapshot that are there when they hold something
+_OPTIONAL = ("answers", "absences", "ahead")  # parts of a snapshot that are there when they hold something
 _Row = tuple[float, ...] | None  # a number for every model
 
 
@@ -131,7 +132,8 @@ class Controller:
         )
         self._in_window = 0  # requests settled since a window was closed
         self._absences = Absences(models)
-        self._recent = _RecentRequests(models, policy.remembers, begun=policy.begins)
+        self._recent = Latest(models, policy.remembers, begun=policy.begins)
+        self._ahead: Ahead | None = None
         self.accounts = {plan: Account() for plan in settings.alphas}
         # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
         self._best = _Running()
@@ -154,9 +156,31 @@ class Controller:
         return Recent(expected[None, :], self.joules.typical[None, :], nothing)
 
     def _of_recent(self) -> Recent | None:
-        """What the latest requests would cost and be worth now; None while one of them isn't known."""
+        """What requests to come are like now: those that were read ahead, and the latest ones where these are few; None
+        while one of them isn't known."""
         recent = self._recent.seen_by(self.predictor, self.joules)
+        if self._ahead is not None:
+            recent = self._ahead.before(recent, self.t, self.predictor, self.joules, self.tuning.ahead.least)
         return None if recent is None else replace(recent, estimates=self._of_all(recent.estimates))
+
+    def read_ahead(self, sample: Sequence[tuple[int, str]]) -> None:
+        """Take note of prompts that are to come: directions are fitted on them, if they aren't settled yet, and prices
+        are solved on those of them that are still to come.
+
+        Args:
+            sample: prompts with their places among the requests from here on, ascending. None: of what is to come,
+                nothing is known.
+        """
+        self._ahead = None
+        if not self.policy.begins or not sample:
+            return
+        seen = self.space.settle([text for _, text in sample])
+        if seen is not None:
+            for one in self._in_space:
+                one.learn_again(seen)
+        self._ahead = Ahead(self.models, self.t, sample)
+        if not self.t:
+            self.begin()
 
     def learn_from(self, earlier: Knowledge) -> None:
         """Begin with what an earlier job taught. t, queues, accounts and prices are this job's own. Before `begin`.
@@ -596,6 +620,7 @@ class Controller:
                 **({} if self.auditor is None else {"auditor": self.auditor.state()}),
                 **answers,
                 **absences,
+                **({} if self._ahead is None else {"ahead": self._ahead.state()}),
             },
         )
 
@@ -649,66 +674,9 @@ class Controller:
             anew.append("recent")
         else:
             self._recent.load(recent)
+        if "ahead" in part.parts:
+            self._ahead = Ahead.of(self.models, part.parts["ahead"])
         return anew
-
-
-class _RecentRequests:
-    """A ring of the latest requests, with what the predictors say of them: made anew when these have changed."""
-
-    def __init__(self, models: int, capacity: int, *, begun: bool) -> None:
-        self._capacity = capacity
-        self._begun = begun  # predictors say something of every model from the start
-        self._count = 0  # ever added
-        self._texts: list[str] = []
-        self._estimates = np.full((capacity, models), np.nan)
-        self._joules = np.full((capacity, models), np.nan)
-        self._versions = np.zeros(2, np.int64)  # of the predictors that filled the arrays
-
-    def add(self, text: str, decision: Decision) -> None:
-        place = self._count % self._capacity
-        self._count += 1
-        if place == len(self._texts):
-            self._texts.append(text)
-        else:
-            self._texts[place] = text
-        self._estimates[place] = np.nan if decision.estimates is None else decision.estimates
-        self._joules[place] = np.nan if decision.joules_predicted is None else decision.joules_predicted
-
-    def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
-        """What the predictors say of the requests now; None while one of them can't."""
-        estimates, expected = self._estimates[: len(self._texts)], self._joules[: len(self._texts)]
-        known = (
-            bool(self._texts)
-            and (predictor.samples.all() or self._begun)
-            and self._refresh(0, predictor, estimates)
-            and self._refresh(1, joules, expected)
-        )
-        return Recent(estimates, expected, predictor.samples) if known else None
-
-    def _refresh(self, place: int, predictor: Predictor | JoulesPredictor, said: NDArray[np.float64]) -> bool:
-        """Predict anew where the predictor has changed or something isn't predicted. Returns whether it can."""
-        if predictor.version == self._versions[place] and not np.isnan(said).any():
-            return True
-        predicted = predictor.predict_many(predictor.encode_many(self._texts))
-        if predicted is None:
-            return False
-        said[:] = predicted
-        self._versions[place] = predictor.version
-        return True
-
-    def state(self) -> Part:
-        return Part(
-            "recent",
-            arrays={"estimates": self._estimates.copy(), "joules": self._joules.copy()},
-            values={"texts": list(self._texts), "count": self._count, "versions": self._versions.tolist()},
-            tuning=f"the latest {self._capacity}",
-        )
-
-    def load(self, part: Part) -> None:
-        part.check(self.state())
-        self._texts, self._count = list(part.values["texts"]), part.values["count"]
-        self._estimates, self._joules = part.arrays["estimates"].copy(), part.arrays["joules"].copy()
-        self._versions = np.array(part.values["versions"], np.int64)
 
 
 @dataclass(slots=True)

@@ -194,6 +194,16 @@ class Audits:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is read of an input before anything of it is routed, where that is a file."""
+
+    prompts: int = 1000
+    """A sample of so many is taken. Raised: less noise, more time; 0: nothing is read ahead."""
+    least: int = 200
+    """Prompts that a price is solved on at the least: the latest ones make up what is lacking near the end."""
+
+
+@dataclass(frozen=True, slots=True)
 class Knowledge:
     """What an earlier job taught, where one begins with it (`--learn-from`)."""
 
@@ -235,6 +245,7 @@ class Tuning:
     audits: Audits = field(default_factory=Audits)
     windows: Windows = field(default_factory=Windows)
     levels: Levels = LEVELS
+    ahead: Ahead = field(default_factory=Ahead)
     knowledge: Knowledge = field(default_factory=Knowledge)
     mix: Mix = field(default_factory=Mix)
     reach: Reach = field(default_factory=Reach)

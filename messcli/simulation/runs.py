@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from messcli.errors import MessError, UsageError
+from messcli.files.ahead import reservoir
 from messcli.metrics import ROUNDING, keeps
 from messcli.predict.text import TOGETHER, remember
 from messcli.registry import POLICIES
@@ -106,6 +107,8 @@ def _run(table: OutcomeTable, task: Task) -> tuple[Controller, Iterator[Chunk]]:
     if task.knowledge is not None:
         controller.learn_from(task.knowledge)
         controller.begin()
+    prompts = [request.prompt for request in requests]  # as of a file
+    controller.read_ahead(reservoir(prompts, setup.tuning.ahead.prompts, setup.seed))
     if remember(len(requests)):  # every order of the table has the same texts
         controller.encode([request.prompt for request in requests])
     return controller, chunks(requests, controller, table.source)

@@ -118,6 +118,13 @@ class Journal:
         self._since_snapshot = 0
         self._period = period
 
+    def learn(self, name: str, value: Any, t: int, snapshot: bytes) -> None:
+        """Store a fact, and with it all that is known after request `t`."""
+        with self._database.transaction() as db:
+            put_meta(db, name, value)
+            _put_snapshot(db, t, snapshot)
+        self._since_snapshot = 0
+
     def period(self, name: str) -> tuple[int | None, int] | None:
         """(horizon, requests routed) of a contract period; None when it was never opened."""
         found = self._database.rows("SELECT horizon, requests FROM periods WHERE name = ?", name)
