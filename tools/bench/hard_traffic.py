@@ -1,11 +1,11 @@
 """Traffic that is hard on an SLA: few references, and requests that change half-way.
 
     python tools/bench/hard_traffic.py sparse TABLE [--share 0.1] [--at 0.5] [--orders 3]
-    python tools/bench/hard_traffic.py drift TABLE TABLE [--models A,B] [--models C,D] [--at 0.5] [--orders 3]
+    python tools/bench/hard_traffic.py drift TABLE TABLE [--models A,B] [--models C,D] [--at 0.5] [--orders 3] [--pipe]
 
-Accuracies are the true ones, also of requests whose reference the program didn't see. `drift` routes the first table's
-requests, then the second's; models are paired by their place. Expected: alpha kept on the true accuracies, dearer than
-with references and steady traffic. Prints Markdown.
+A file is read ahead; with --pipe it is not. Accuracies are the true ones, also of requests whose reference the program
+didn't see. `drift` routes the first table's requests, then the second's; models are paired by their place. Expected:
+alpha kept on the true accuracies, dearer than with references and steady traffic. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from messcli.files.ahead import reservoir
 from messcli.metrics import load_metric
 from messcli.records import Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN
@@ -52,7 +53,7 @@ class Traffic:
         self.truth = np.array(rows)  # (requests, models, [accuracy, joules])
         self.source = Recorded([str(m) for m in range(self.models)], outcomes)
 
-    def run(self, at: float, seed: int, window: int | None) -> tuple[float, float, float]:
+    def run(self, at: float, seed: int, window: int | None, *, pipe: bool) -> tuple[float, float, float]:
         """(billed / static, mean true accuracy - alpha, alpha)."""
         accuracy, joules = self.truth.mean(axis=0).T
         alpha = float(accuracy[0] + at * (accuracy.max() - accuracy[0]))
@@ -60,6 +61,9 @@ class Traffic:
         static = (1 - part) * joules[low] + part * joules[high]
         setup = Setup(seed=seed, horizon=len(self.requests), window=window)
         controller = create_controller(setup, self.models, {DEFAULT_PLAN: alpha})
+        if not pipe:
+            prompts = [request.prompt for request in self.requests]
+            controller.read_ahead(reservoir(prompts, setup.tuning.ahead.prompts, seed))
         billed = served = 0.0
         position = 0
         for chunk in chunks(self.requests, controller, self.source):
@@ -83,6 +87,8 @@ def main() -> None:
     parser.add_argument("--models", action="append", default=[], help="of each table, smallest to largest")
     parser.add_argument("--at", default="0.2,0.5,0.8")
     parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="order")
+    parser.add_argument("--pipe", action="store_true", help="nothing is read ahead")
     parser.add_argument("--window", type=window, default=1, help="a number, or auto")
     parser.add_argument("--metric", default="rouge1")
     options = parser.parse_args()
@@ -103,8 +109,8 @@ def main() -> None:
         label += f", {options.share:.0%} with references" if options.share < 1 else ""
         for at in map(float, options.at.split(",")):
             results = [
-                Traffic(parts, seed, options.share).run(at, seed, options.window)
-                for seed in range(options.orders)
+                Traffic(parts, seed, options.share).run(at, seed, options.window, pipe=options.pipe)
+                for seed in range(options.first, options.first + options.orders)
             ]
             ratios, margins, alphas = np.array(results).T
             print(
