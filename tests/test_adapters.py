@@ -21,7 +21,7 @@ from messcli.jobs.doctor import DoctorConfig, examine
 from messcli.models.backend import create, share_weights
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Request
-from messcli.zoo import CheckpointOptions, ModelSpec, load_zoo, model_spec
+from messcli.zoo import CheckpointOptions, ModelSpec, VllmOptions, load_zoo, model_spec
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "samples" / "zoos" / "one-checkpoint.toml"
@@ -318,3 +318,16 @@ def test_doctor_looks_at_adapters_and_shared_checkpoints(tmp_path: Path) -> None
     )
     found = {finding.name: finding for finding in examine(DoctorConfig(zoo=str(for_large)))}
     assert "is for another base" in found["large"].text
+
+
+def test_engines_beside_each_other_share_the_card_by_checkpoint(tmp_path: Path) -> None:
+    one = 'backend = "vllm"\ndevice = "cuda:0"\nbeside = true\n'
+    tables = [
+        f'[[models]]\nname = "plain"\npath = "acme/a"\n{one}',
+        f'[[models]]\nname = "thinking"\npath = "acme/a"\nmax_new_tokens = 4096\n{one}',
+        f'[[models]]\nname = "large"\npath = "acme/b"\n{one}',
+    ]
+    (tmp_path / "zoo.toml").write_text("\n".join(tables))
+    plain, thinking, large = load_zoo(tmp_path).models
+    assert plain.weights == thinking.weights != large.weights
+    assert [model.own(VllmOptions).memory_share for model in (plain, thinking, large)] == [0.45, 0.45, 0.45]
