@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,28 @@ def test_an_actor_weighs_the_words_of_a_check(cluster, tmp_path):
     for ours, theirs in zip(there, alone, strict=True):
         assert (ours.weights is None) == (theirs.weights is None)
         assert theirs.weights is None or ours.weights == pytest.approx(theirs.weights, abs=1e-5)
+
+
+def test_an_adapter_runs_in_its_models_actor(cluster):
+    from messcli.models.ray import connect
+    from messcli.models.transformers import TransformersBackend
+    from messcli.records import Request
+    from messcli.zoo import load_zoo
+
+    zoo = load_zoo(str(SAMPLES.parent / "zoos" / "one-checkpoint.toml"))
+    zoo = replace(zoo, models=zoo.models[:2])
+    asked = [Request(str(row["id"]), row["prompt"]) for row in rows(SAMPLES)[:24]]
+    alone = [TransformersBackend(spec, batch_size=None).generate(asked) for spec in zoo.models]
+    try:
+        made = connect(cluster.address, lambda line: None).backends(zoo, "estimate", None)
+        there = [backend.generate(asked) for backend in made]
+        for backend in made:
+            backend.unload()
+    finally:
+        ray.shutdown()
+    plain, tuned = ([one.output for one in answers] for answers in there)
+    assert [plain, tuned] == [[one.output for one in answers] for answers in alone]
+    assert plain != tuned
 
 
 def test_each_node_meters_its_own_work(cluster, tmp_path):
