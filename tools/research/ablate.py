@@ -14,7 +14,7 @@ smallest model's mean accuracy to the best one's.
            (the form of `simulate --engines`: joules per output token, and a prompt's by the model's parameters)
 
 The tuning as it is runs beside the variants, on the same orders. Choose on orders 0 to 19, confirm on 100 to 119.
-A summary is printed to standard error.
+A summary is printed to standard error. What the distance to a router that knew the table is made of: distance.py.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ IDEAS: Mapping[str, Sequence[str]] = {
     "miss": ("price.miss=1",),  # accuracy that decides whether alpha is kept is worth no more than other
     "end": ("price.end=0",),
     "drift": ("margin.drift_deviation=0.000001",),
+    "ahead": ("ahead.prompts=0",),  # nothing is read ahead: a pipe
     "look": (),  # no answer is looked at
 }
 
