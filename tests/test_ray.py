@@ -249,13 +249,16 @@ def test_a_lost_node_costs_no_request_while_a_replica_is_left(cluster, tmp_path)
         assert ours["joules"] > 0
 
 
-def test_a_replica_that_is_still_starting_takes_over_when_the_only_one_that_answers_is_lost(tmp_path):
+def test_a_replica_that_is_still_starting_takes_over_when_the_only_one_that_answers_is_lost(
+    tmp_path, monkeypatch
+):
     from ray.cluster_utils import Cluster
 
     from messcli.models.ray import connect
     from messcli.records import Request
     from messcli.zoo import load_zoo
 
+    monkeypatch.setattr("messcli.models.ray.RESTART_SECONDS", 300.0)  # a busy machine starts actors slowly
     zoo = load_zoo(str(write_zoo(tmp_path, large="replicas = 2\nresources = { one = 1 }")))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "resources": {"one": 1}})
     try:

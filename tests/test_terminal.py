@@ -24,6 +24,7 @@ from messcli.cli.terminal import visible
 from messcli.files.standard import data_output, reserved_output, write_data
 
 HERE = Path(__file__).parent
+SAMPLES = HERE.parent / "samples" / "requests.jsonl"
 PROGRAM = (
     "import sys; from messcli.registry import BACKENDS; from messcli.cli import main\n"
     'BACKENDS["fake"] = "fake_models:FakeBackend"\nmain(sys.argv[1:], prog_name="messcli")'
@@ -40,11 +41,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(folder: Path, *arguments: str, **how: Any) -> subprocess.Popen[str]:
+    return _start(folder, ["-c", PROGRAM, *arguments], **how)
+
+
+def start_as_installed(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Without models of ours: what a user runs, from its first line on."""
+    return _start(folder, ["-m", "messcli", *arguments])
+
+
+def _start(folder: Path, arguments: list[str], **how: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{folder}"}
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, env=environment, text=True, **how
-    )
+    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, text=True, **how)
 
 
 def run(folder: Path, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -293,9 +301,10 @@ def test_a_signal_ends_simulates_workers(folder: Path, long_table: Path, number:
 def test_ctrl_c_at_any_moment_is_one_line(folder: Path, long_table: Path) -> None:
     """From the moment our code runs: what Python itself does before that is not ours to catch."""
     simulate = ("simulate", str(long_table), "--alpha", "0.5", "--jobs", "1", "-q", "--policy", "mess+")
-    for arguments in (simulate, (*ROUTE, "-o", "out.jsonl"), ("report", "out.jsonl.state")):
+    route = ("route", str(SAMPLES), "-o", "out.jsonl", "-q")
+    for arguments in (simulate, route, ("report", "out.jsonl.state")):
         for delay in range(12):
-            process = start(folder, *arguments)
+            process = start_as_installed(folder, *arguments)
             time.sleep(0.25 + delay * 0.12)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
