@@ -266,7 +266,7 @@ PROMISE = Group(
         option(
             "--check-sla",
             is_flag=True,
-            help=f"Exit {EXIT_SLA_MISSED} when the promise isn't kept, or wouldn't be if failed requests counted 0.",
+            help=f"Exit {EXIT_SLA_MISSED} when the promise isn't kept. Failed requests count 0, see --ignore-failures.",
         ),
         option("--ignore-failures", is_flag=True, help="With --check-sla: leave failed requests out."),
         option(
