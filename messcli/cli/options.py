@@ -335,7 +335,7 @@ RUNNING = Group(
             "--max-loaded",
             type=COUNT,
             metavar="N",
-            help="Models in memory at a time; the least recently used one makes room. Default: as memory allows.",
+            help="Checkpoints in memory at a time; the least recently used makes room. Default: as memory allows.",
         ),
         option(
             "--patience",

@@ -67,7 +67,9 @@ class Running:
     no_calibration: bool = False  # without one, even if it is there
     batch_size: int | None = None
     preload: bool = False
-    max_loaded: int | None = None  # models in memory at a time; None: as many as there is memory for
+    max_loaded: int | None = (
+        None  # models in memory at a time, those on the same weights as one; None: as many as there is memory for
+    )
     engine: str = LOCAL
     address: str | None = None  # of the Ray cluster; None: $RAY_ADDRESS, else a cluster of this machine alone
     patience: float = 60.0  # seconds that a run waits while no model answers

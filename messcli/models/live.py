@@ -38,7 +38,7 @@ class Live:
         backends: one per model, in zoo order.
         ledger: bills the calls of backends that aren't metered elsewhere.
         metric: scores outputs of requests with a reference.
-        max_loaded: models in memory at a time; None: as many as there is memory for.
+        max_loaded: models in memory at a time, those on the same weights as one; None: as many as there is memory for.
         weights: model -> how its batches' joules are split; by tokens where it isn't said.
         stopping: whether the run was told to stop.
         tariff: what joules and tokens cost.
