@@ -83,6 +83,13 @@ def test_killed_runs_go_on_with_the_same_decisions(report):
     assert 0 < killed["rows_when_killed"] < killed["rows"]
 
 
+def test_models_beside_each_other_answer_everything(report):
+    for run in figures(report, "beside").values():
+        assert run["failed_requests"] == 0
+        assert run["rows_against_state_relative"] < 1e-9
+        assert not [line for line in run["warnings"] if "beside" in line]
+
+
 def test_a_stage_that_is_not_known_is_refused(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--only", "everything"],

@@ -5,7 +5,7 @@
 
 Makes Llama checkpoints with random weights (0.1, 1 and 7 billion parameters) and runs `python -m messcli` from this
 checkout on them. Stages, in order: machine, models, counter, conservation, curve, resume, memory, windows, turns,
-calibrate. A stage that fails stops no other; one for which there is no time is skipped. DIR/report.json is
+calibrate, beside. A stage that fails stops no other; one for which there is no time is skipped. DIR/report.json is
 rewritten after every stage; DIR/engines.json is the curve alone: joules per output token by requests running.
 
 This process samples the card's counter (NVML) all the while and computes nothing on the card. Work runs in child
@@ -400,15 +400,16 @@ class Bench:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def zoo(self, models: Sequence[Model], new_tokens: int) -> Path:
+    def zoo(self, models: Sequence[Model], new_tokens: int, *, beside: bool = False) -> Path:
         """A zoo file over `models`."""
+        more = "beside = true\n" if beside else ""
         tables = [
             f'[[models]]\nname = "{model.shape.name}"\npath = "{model.folder}"\ndevice = "{self.device}"\n'
-            f'dtype = "bfloat16"\nmax_new_tokens = {new_tokens}\n'
+            f'dtype = "bfloat16"\nmax_new_tokens = {new_tokens}\n{more}'
             for model in models
         ]
         name = "-".join(model.shape.letter for model in models)
-        return self.file(f"zoo-{name}-{new_tokens}.toml", "\n".join(tables))
+        return self.file(f"zoo-{name}-{new_tokens}{'-beside' * beside}.toml", "\n".join(tables))
 
     def pair(self) -> list[Model]:
         """The two smallest models, for what needs two and little time."""
@@ -880,6 +881,26 @@ def calibrate(bench: Bench, figures: Figures) -> str:
     return f"{len(figures['calibration'].get('models', []))} models in {ended.seconds:.0f} s"
 
 
+def beside(bench: Bench, figures: Figures) -> str:
+    """Both models asked everything: in turns, and beside each other by the calibration of the stage before."""
+    calibration = bench.work / "calibrated.json"
+    if not calibration.exists():
+        raise Skipped("nothing was calibrated, and beside each other are only calibrated models")
+    requests = write_requests(bench, max(32, bench.scale.requests // 4))
+    told = []
+    for name in ("in_turns", "beside"):
+        zoo = bench.zoo(bench.pair(), bench.scale.new_tokens, beside=name == "beside")
+        options = ("--window", 256, "--c", 1000, "--calibration", calibration)
+        figures[name] = run = metered_route(bench, f"beside-{name}", requests, zoo, *options)
+        if run["explored_requests"] != run["requests"]:
+            raise StageError(
+                f"{run['explored_requests']} of {run['requests']} requests were put to both models"
+            )
+        joules = run.get("nvml_joules_of_messcli")
+        told.append(f"{name} {run['metered_seconds']:.1f} s" + (f" {joules:.0f} J" if joules else ""))
+    return ", ".join(told)
+
+
 @dataclass(frozen=True)
 class Stage:
     """Seconds on an H100; with --tiny, none is left out for want of time."""
@@ -900,6 +921,7 @@ STAGES = (
     Stage(windows, 40, 0.25),
     Stage(turns, 30, 0.20),
     Stage(calibrate, 30, 0.15),
+    Stage(beside, 30, 0.15),
 )
 
 
