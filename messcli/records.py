@@ -48,6 +48,21 @@ _AS_THEY_ARE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """An error row that stands in an output, and that another row may take the place of."""
+
+    seq: int  # what the state knows it by
+    output: str
+    place: int  # among the output's rows, from 0
+    fault: Fault
+    tries: int
+    is_old: bool  # of a run that has come to an end: one that is taken up again doesn't ask twice
+    joules: float | None  # billed in its tries
+    plan: str | None = None
+    period: str | None = None  # in whose ledger it counts; None: in none
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One input line. `references` is empty when the line has none; `extra` passes through untouched."""
 
@@ -64,6 +79,8 @@ class Request:
     key: bytes = b""  # what the state knows the request by
     digest: bytes = b""  # of the prompt: a known key with another digest is a changed request
     source: str = ""  # the input's name, for messages
+    mends: ErrorRow | None = None  # the row that this one's takes the place of
+    has_own_id: bool = False  # the line names it; else it is made from its content
     options: tuple[str, ...] = ()  # one-token answers: how likely each is, is wanted in place of a text
 
     @property
@@ -76,7 +93,16 @@ class Request:
         """This request as one that can't be routed. Known by its content, so that a mended line is new."""
         content = blake2b(self.key + self.digest, digest_size=16).digest()
         where = f"{self.source}:{self.line}: {self.id!r}: "
-        return Rejected(self.id, where + why, self.extra, self.line, key=content, digest=content)
+        return Rejected(
+            self.id,
+            where + why,
+            self.extra,
+            self.line,
+            key=content,
+            digest=content,
+            mends=self.mends,
+            has_own_id=self.has_own_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +116,8 @@ class Rejected:
     key: bytes = b""
     digest: bytes = b""
     plan: str | None = None  # whose promise it counts in: it is a request, and no model can take it
+    mends: ErrorRow | None = None  # as of `Request`
+    has_own_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)

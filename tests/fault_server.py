@@ -128,7 +128,8 @@ class ToyBackend(InBatches):
         for fault, word in (("request", "refuses"), ("model", "stumbles")):
             if f"{self.spec.name} {word}" in request.prompt:
                 return Generation(None, 3, 0, error=f"{self.spec.name} {word}", fault=fault)
-        if os.environ.get("TOY_STUMBLES"):
+        stumbles_on = os.environ.get("TOY_STUMBLES_ON")
+        if os.environ.get("TOY_STUMBLES") or (stumbles_on and stumbles_on in request.prompt):
             return Generation(None, 3, 0, error="HTTP 500", fault="model")
 
         luck = sum(map(ord, f"{self.spec.name}{request.prompt}")) % (2 if self.spec.name == "small" else 5)

@@ -500,6 +500,34 @@ def test_odd_answers_to_everything_burn_few_rows_and_end(server: Server, window:
     assert rows <= 32  # of 100
 
 
+@pytest.mark.usefixtures("needs_shim")
+@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz"])
+def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(server: Server, output: str) -> None:
+    lines = [
+        {**line, "prompt": f"flaky {line['prompt']}"} if n % 4 == 1 else line
+        for n, line in enumerate(requests(40))
+    ]
+    args = ["route", "in.jsonl", "-o", output, *OPTIONS]
+    first, clean, broken = (server.folder / f"mend-{name}" for name in ("first", "clean", "broken"))
+    for folder in (first, clean):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_job(first, lines)
+    assert server.run(args, first, environment={"TOY_STUMBLES_ON": "flaky"}).status == 4
+    shutil.copytree(first, clean)
+    whole = server.run(args, clean)
+    assert whole.status == 0, whole.stderr
+    calls = len(whole.calls)
+    for kill_at in sorted({*range(1, calls, max(1, calls // 15)), *range(calls - 25, calls + 1)}):
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(first, broken)
+        assert server.run(args, broken, kill_at=kill_at).status == -signal.SIGKILL
+        ended = server.run(args, broken)
+        assert ended.status == 0, ended.stderr
+        assert (broken / output).read_bytes() == (clean / output).read_bytes(), (kill_at, whole.calls)
+        assert ledger(broken / f"{output}.state") == ledger(clean / f"{output}.state")
+        assert {path.name for path in broken.iterdir()} == {path.name for path in clean.iterdir()}
+
+
 def test_a_signal_ends_a_pause_at_once(server: Server) -> None:
     options = [*PLAIN, "--window", "8", "--patience", "60"]
     case = Case(server, "paused", [*requests(30)], output="out.jsonl", options=options)

@@ -83,7 +83,7 @@ def test_failures_that_hide_nothing_fail_no_check(server: Server, tmp_path: Path
 def test_nothing_but_failures_is_a_miss(server: Server, tmp_path: Path) -> None:
     write_job(tmp_path, [{"id": n, "prompt": FAILING["refused by all"], "reference": "w"} for n in range(5)])
     assert route(server, tmp_path, "--alpha", "0.5", "--check-sla").status == 3
-    assert route(server, tmp_path, "--alpha", "0.5", "--check-sla", "--ignore-failures").status == 0
+    assert route(server, tmp_path, "--alpha", "0.5", "--check-sla", "--ignore-failures").status == 4
 
 
 def test_the_report_states_them(server: Server, tmp_path: Path) -> None:

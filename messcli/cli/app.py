@@ -61,7 +61,7 @@ def main() -> None:
 @main.command(
     short_help="Route a file of prompts: the main job.",
     groups=[READING.only("format").also(OUTPUT), PROMISE, RUNNING, KEEPING.also(LEARN_FROM), PAPER,
-            READING.only("prompt", "reference", "id", "plan_field", "limit", "linger", "on_error"), WRITING],
+            READING.only("prompt", "reference", "id", "plan_field", "limit", "linger", "on_error", "retry"), WRITING],
     common=["output", "zoo", "alpha", "metric", "format", "window", "limit", "state", "meter", "check_sla", "quiet"],
 )  # fmt: skip
 @click.argument("input", metavar="INPUT")

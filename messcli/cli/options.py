@@ -211,6 +211,14 @@ READING = Group(
             show_default=True,
             help="A bad line or failed request becomes a row with `error`, or ends the run.",
         ),
+        option(
+            "--retry",
+            type=click.Choice(["failed", "all", "none"]),
+            default="failed",
+            show_default=True,
+            help="Which requests with an error row are asked again: those that failed and might not the next time "
+            "(3 tries each), all, or none.",
+        ),
     ],
 )
 

@@ -322,6 +322,7 @@ def _parse(
         key=key,
         digest=digest,
         source=name,
+        has_own_id=given_id is not None,
     )
 
 
@@ -446,7 +447,7 @@ def _reject(
     digest = _hash(content)
     count, _ = occurrences.add(b"rejected" + digest, line)
     key = _hash(b"rejected" + digest + str(count).encode())
-    return Rejected(identity, message, extra or {}, line, key, digest)
+    return Rejected(identity, message, extra or {}, line, key, digest, has_own_id=identity is not None)
 
 
 _JSON_NAMES = {

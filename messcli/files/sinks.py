@@ -13,8 +13,8 @@ import stat
 import time
 import weakref
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -171,6 +171,27 @@ def open_sink(output: str, keep_bytes: int, *, torn: bool, parts: Sequence[Part]
         raise UsageError(f"{output}: is no regular file. Name a file, or: -o - > {output}")
     handle = _open_cut(path, keep_bytes, torn=torn, parts=parts)
     return GzipSink(handle) if path.suffix == ".gz" else FileSink(handle)
+
+
+def open_beside(path: Path, beside: Path) -> Sink:
+    """A sink for a new file that is to take the place of `path`; another one that it finds is written over."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    handle: Any = os.fdopen(os.open(beside, flags, 0o666), "r+b", buffering=0)
+    try:
+        os.fchmod(handle.fileno(), stat.S_IMODE(path.stat().st_mode))
+        _lock(handle, path)
+    except BaseException:
+        handle.close()
+        raise
+    return GzipSink(handle) if path.suffix == ".gz" else FileSink(handle)
+
+
+@contextmanager
+def opened_rows(path: Path) -> Iterator[Iterator[str]]:
+    """The rows of a file that a sink wrote, without their newlines."""
+    with path.open("rb") as file:
+        handle: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        yield (line[:-1].decode() for line in handle)
 
 
 def _open_cut(path: Path, keep_bytes: int, *, torn: bool, parts: Sequence[Part]) -> RawIOBase:

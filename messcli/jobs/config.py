@@ -91,6 +91,7 @@ class Reading:
     format: str | None = None  # the dialect; None: guessed from the first line
     limit: int | None = None  # lines
     on_error: str = "skip"
+    retry: str = "failed"  # which failed requests are asked again: failed, all or none
     linger: float | None = (
         None  # seconds from a window's first line, after which it closes with what has come
     )

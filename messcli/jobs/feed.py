@@ -11,13 +11,15 @@ from dataclasses import replace
 from queue import Empty, Queue
 
 from messcli.errors import InputError, MessError
-from messcli.records import Rejected
+from messcli.records import ErrorRow, Rejected
 from messcli.routing.controller import DEFAULT_PLAN
 from messcli.routing.loop import Line
 from messcli.signals import Stop
 from messcli.state.journal import Journal
 
 PAUSE_SECONDS = 0.05  # without a line, after which `patiently` says so
+RETRY_FAILED, RETRY_ALL, RETRY_NONE = "failed", "all", "none"
+TRIES = 3  # of a request, each in a run of its own, before its error row is left as it is
 _READ_AHEAD = 50_000  # lines that wait while models answer: more than the largest window
 
 
@@ -61,6 +63,8 @@ class Feed:
         alphas: the plans that there are.
         stop_on_error: end at the first line that is no request.
         stop: is told while a line is waited for, so that a signal needn't wait too.
+        output: what the state calls the output, whose error rows may be mended.
+        retry: which failed requests are asked again.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Feed:
         journal: Journal,
         stop_on_error: bool,
         stop: Stop,
+        output: str = "",
+        retry: str = RETRY_FAILED,
     ) -> None:
         self._lines = lines
         self._limit = limit
@@ -81,6 +87,9 @@ class Feed:
         self._journal = journal
         self._stop_on_error = stop_on_error
         self._stop = stop
+        self._output = output
+        self._retry = retry
+        self._mended: set[int] = set()  # error rows that a line of this run takes the place of
         self.read = 0  # lines so far, finished ones included
         self.already_done = 0
         self.failure: MessError | None = None
@@ -114,11 +123,17 @@ class Feed:
     def _todo(self, line: Line) -> Line | None:
         """What is left to do for a line: nothing, when an earlier run finished it."""
         known = self._journal.known(line.key)
-        if known == line.digest:
+        row = self._journal.known_failure(line, self._output, known=known is not None)
+        if row is not None and row.seq in self._mended:
+            row, known = None, None  # another line has its place: this one is new
+        if known == line.digest and (row is None or not self._again(row)):
             return None
+        if row is not None:
+            self._mended.add(row.seq)
+            line = replace(line, mends=row)
         if isinstance(line, Rejected):
             return line
-        if known is not None:
+        if known is not None and row is None:
             why = "has another prompt than when it was routed. Give the new prompt a new id"
             return self._unless_done(line.reject(why))
         if line.plan is None and self._plan is not None:
@@ -131,6 +146,12 @@ class Feed:
             what = f'field "plan": unknown plan "{plan}"' if plan else "belongs to no plan"
             return self._unless_done(line.reject(f"{what}. Plans of the zoo file: {names}"))
         return line
+
+    def _again(self, row: ErrorRow) -> bool:
+        """Whether the request of an error row is asked again as it is."""
+        if self._retry == RETRY_FAILED:
+            return bool(row.is_old) and row.fault == "model" and row.tries < TRIES
+        return bool(row.is_old) and self._retry == RETRY_ALL
 
     def _unless_done(self, line: Rejected) -> Rejected | None:
         return None if self._journal.known(line.key) else line

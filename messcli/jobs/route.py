@@ -171,6 +171,7 @@ def run_job(
             horizon=terms.horizon,
             period_requests=period_requests,
             stopped_by=None if ended else stop.signal,
+            standing=state.journal.failures(state.output.name),
             named_overhead=live.named_overhead,
         )
         _keep_for_reports(state, summary, tally.spent, zoo.tariff, live.loads)
@@ -228,6 +229,8 @@ def _feed(
         journal=state.journal,
         stop_on_error=config.reading.on_error == "stop",
         stop=stop,
+        output=state.output.name,
+        retry=config.reading.retry,
     )
 
 

@@ -17,8 +17,9 @@ from messcli.errors import MessError, StateError, UsageError
 from messcli.jobs.feed import Feed
 from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
 from messcli.jobs.summary import Tally
-from messcli.records import ROW_FIELDS, Rejected
-from messcli.routing.controller import Controller
+from messcli.records import ROW_FIELDS, Fault, Rejected
+from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.failures import owner
 from messcli.routing.loop import Chunk, Look, Pauses, Reader, Settled, Unfinished, chunks, no_pause
 from messcli.routing.source import OutcomeSource
 from messcli.signals import NothingInHand, Stop
@@ -188,6 +189,7 @@ class Session:
             keep_means(self.state, self.controller, self.period)
         if ended:
             self.state.output.finish()
+            self.state.journal.end_run()
         else:
             self.state.output.suspend()
         return ended
@@ -212,6 +214,11 @@ class Session:
             if len(opened) == 1 and one_stage and not journal.has_window and self.linger == math.inf:
                 opened = None  # of one line nothing can be ahead: it is finished or it isn't
         done = [self._done(line) for line in chunk.lines]
+        for row in done:  # a failure that has gone counts no more
+            if row.mends is not None and row.mends.period == self.period:
+                account = self.controller.accounts.get(row.mends.plan or DEFAULT_PLAN)
+                if account is not None:
+                    account.failed -= 1
         for line in chunk.lines:
             self.tally.add(line)
         self.tally.add_overhead(overhead)
@@ -247,7 +254,17 @@ class Session:
     def _done(self, line: Settled | Rejected) -> Done:
         text = self.text.of(line)
         if isinstance(line, Rejected):
-            return Done(line.key, line.digest, text)
+            return Done(
+                line.key,
+                line.digest,
+                text,
+                plan=line.plan or None,
+                fault="request",
+                identity=json.dumps(line.id) if line.has_own_id else None,
+                input_line=line.line,
+                period=None if line.plan is None else self.period,
+                mends=line.mends,
+            )
         request, decision, served = line.request, line.decision, line.served
         outcome = None if served is None else line.outcomes[served]
         return Done(
@@ -263,6 +280,11 @@ class Session:
             joules=None if outcome is None else outcome.joules,
             billed_joules=line.billed_joules,
             queue=line.queue,
+            fault=_fault(line),
+            identity=json.dumps(request.id) if request.has_own_id else None,
+            input_line=request.line,
+            period=self.period if served is None else None,
+            mends=request.mends,
         )
 
     def _energy(self, chunk: Chunk) -> Energy:
@@ -291,6 +313,13 @@ class Session:
                 if check.joules is not None and check.meter is not None
             ]
         )
+
+
+def _fault(line: Settled) -> Fault | None:
+    """Whose trouble it is that its row has `error`; None: it has none."""
+    if line.served is None:
+        return owner(list(line.outcomes.values()))
+    return None if line.outcomes[line.served].unscored is None else "run"
 
 
 def _kind(line: Settled, m: int) -> str:

@@ -138,6 +138,8 @@ class Summary:
     passed_on: Mapping[str, int] = field(
         default_factory=dict
     )  # model -> what it failed to answer and another did
+    retried: int = 0  # requests of this run whose row takes the place of an error row
+    standing: int = 0  # error rows in the output, those of earlier runs too
     unscored: int = 0  # answers of this run that the metric failed on; their rows have `error` too
     audits: Audits | None = None  # how answers are looked at that have no reference; None: they aren't
     audited: int = 0  # requests of this run
@@ -182,16 +184,21 @@ class Summary:
 
     def failures(self) -> list[str]:
         """One line about the failed requests of this run, for people; none where none failed."""
-        count = self.failed + self.unscored
+        count = max(self.failed + self.unscored, self.standing)
         rows = "row has" if count == 1 else "rows have"
-        return [f"{count} {rows} `error`; the first: {self.first_error}"] if count else []
+        if not count:
+            return []
+        first = "" if self.first_error is None else f"; the first: {self.first_error}"
+        return [f"{count} {rows} `error`{first}"]
 
     def text(self) -> list[str]:
         """The summary, for people."""
         rows = [("requests", self._requests_line())]
         if self.first_error is not None:
             rows.append(("first error", self.first_error))
-        elif not self.routed:
+        if self.standing > self.failed + self.unscored:
+            rows.append(("errors", f"{self.standing} rows of the output have `error`"))
+        if self.first_error is None and not self.routed:
             why = (
                 "every line of the input is finished"
                 if self.already_done
@@ -218,7 +225,8 @@ class Summary:
         done = f" ({self.already_done} were done before)" if self.already_done else ""
         unscored = f", {self.unscored} not scored" if self.unscored else ""
         audited = "" if self.audits is None else f", {self.audited} audited"
-        return f"{self.routed} routed{done}{failed}{unscored}, {self.explored} explored{audited}"
+        retried = f", {self.retried} in place of error rows" if self.retried else ""
+        return f"{self.routed} routed{done}{retried}{failed}{unscored}, {self.explored} explored{audited}"
 
     def _judged_by(self, account: Account) -> tuple[float | None, int]:
         """The mean accuracy that the promise is judged by, and of how many requests; None where nothing is known."""
@@ -323,6 +331,7 @@ class Tally:
         self._lines = self._routed = self._failed = self._explored = self._unmetered = self._unscored = 0
         self._served: Counter[str] = Counter()
         self._passed_on: Counter[str] = Counter()
+        self._retried = 0
         self._audited = 0
         self._audit_joules = 0.0
         self._first_error: str | None = None
@@ -340,6 +349,8 @@ class Tally:
     def add(self, line: Settled | Rejected) -> None:
         """Count a line that is finished."""
         self._lines += 1
+        own = line if isinstance(line, Rejected) else line.request
+        self._retried += own.mends is not None
         if isinstance(line, Rejected):
             self._add_failure(line.error)
             return
@@ -467,6 +478,7 @@ class Tally:
         horizon: int | None,
         period_requests: int,
         stopped_by: int | None,
+        standing: int = 0,
         named_overhead: Mapping[str, float] | None = None,
     ) -> Summary:
         """The run, summed up. What only the state knows is given."""
@@ -497,6 +509,8 @@ class Tally:
             stopped_by=stopped_by,
             first_error=self._first_error,
             passed_on=dict(self._passed_on),
+            retried=self._retried,
+            standing=standing,
             unscored=self._unscored,
             audits=settings.audits,
             audited=self._audited,

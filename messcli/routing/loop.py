@@ -58,6 +58,8 @@ class Settled:
             *(check.joules for check in self.checks.values()),
             *(one.joules for outcome in self.outcomes.values() for one in outcome.judgements),
         ]
+        if self.request.mends is not None:  # earlier tries are the request's, too
+            readings.append(self.request.mends.joules)
         known_all = [*known, *(joules for joules in readings if joules is not None)]
         complete = len(known_all) == len(self.outcomes) + len(readings)
         billed = math.fsum(known_all) if complete else None

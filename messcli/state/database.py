@@ -20,7 +20,7 @@ from messcli.errors import StateError, first_line
 from messcli.files.sinks import sync_folder
 from messcli.state.lock import Lock
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x4D455353  # "MESS": `file` and SQLite tools can tell what the database is
 
 SCHEMA = """
@@ -51,7 +51,29 @@ CREATE TABLE outputs (
     path TEXT PRIMARY KEY,          -- relative to the state file; '-' is standard output
     synced_bytes INTEGER NOT NULL,
     synced_seq INTEGER NOT NULL,    -- the last row in those bytes; for standard output, the last one printed
-    open INTEGER NOT NULL DEFAULT 0 -- 1 while a run writes it, and after a crash: more bytes may follow
+    open INTEGER NOT NULL DEFAULT 0, -- 1 while a run writes it, and after a crash: more bytes may follow
+    lines INTEGER NOT NULL DEFAULT 0, -- rows that it has, those that aren't on disk yet included
+    anew INTEGER NOT NULL DEFAULT 0 -- 1 while it is written anew beside itself; 2: that is what it is from now on
+) WITHOUT ROWID;
+
+-- Error rows that stand in an output: other rows may take their place.
+CREATE TABLE failures (
+    seq INTEGER PRIMARY KEY,        -- in `requests`
+    output TEXT NOT NULL,
+    place INTEGER NOT NULL,         -- of the row in the output, from 0
+    line INTEGER NOT NULL,          -- of the input, from 1
+    id TEXT,                        -- JSON; null where the line names none
+    fault TEXT NOT NULL,            -- request, model or run
+    tries INTEGER NOT NULL,
+    run INTEGER NOT NULL,           -- how many runs had come to an end before it was made (meta's 'runs')
+    period TEXT                     -- in whose ledger it counts as failed; null: in none
+);
+CREATE INDEX failures_of_lines ON failures (line);
+CREATE INDEX failures_of_ids ON failures (id);
+
+-- Rows that took the place of error rows, until the output is written anew.
+CREATE TABLE mended (
+    output TEXT NOT NULL, place INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KEY (output, place)
 ) WITHOUT ROWID;
 
 -- What was written to each file, as it was synced: a later change shows.
@@ -150,6 +172,26 @@ MIGRATIONS: dict[int, str] = {
         PRIMARY KEY (output, begin)
     ) WITHOUT ROWID;
     """,
+    # Under 4 nothing was known of error rows. Where all rows are one output's, their places are theirs in `requests`.
+    4: """
+    ALTER TABLE outputs ADD COLUMN lines INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE outputs ADD COLUMN anew INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE failures (
+        seq INTEGER PRIMARY KEY, output TEXT NOT NULL, place INTEGER NOT NULL, line INTEGER NOT NULL, id TEXT,
+        fault TEXT NOT NULL, tries INTEGER NOT NULL, run INTEGER NOT NULL, period TEXT
+    );
+    CREATE INDEX failures_of_lines ON failures (line);
+    CREATE INDEX failures_of_ids ON failures (id);
+    CREATE TABLE mended (
+        output TEXT NOT NULL, place INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KEY (output, place)
+    ) WITHOUT ROWID;
+    UPDATE outputs SET lines = (SELECT count(*) FROM requests) WHERE (SELECT count(*) FROM outputs) = 1;
+    INSERT INTO failures
+        SELECT seq, path, seq - 1, 0, NULL, CASE WHEN t IS NULL THEN 'request' ELSE 'model' END, 1, -1,
+            CASE WHEN t IS NULL THEN NULL ELSE (SELECT json_extract(value, '$') FROM meta WHERE name = 'period') END
+        FROM requests, outputs WHERE model IS NULL AND (SELECT count(*) FROM outputs) = 1;
+    UPDATE outputs SET lines = -1 WHERE (SELECT count(*) FROM outputs) > 1; -- not known: they get no failures
+    """,
 }
 
 # Rows up to which opening a state checks all of it (a second for 100,000); beyond that it looks at a sample.
@@ -246,8 +288,10 @@ class Database:
         while time.monotonic() < until:
             seq = rows - looked if looked < min(1000, rows) else random.randint(1, rows)  # noqa: S311  # a sample
             looked += 1
-            key = db.execute("SELECT key FROM requests WHERE seq = ?", (seq,)).fetchone()
-            if key is None or db.execute("SELECT seq FROM requests WHERE key = ?", key).fetchone() != (seq,):
+            # rows that took the place of others have left gaps
+            at = "SELECT seq, key FROM requests WHERE seq >= ? ORDER BY seq LIMIT 1"
+            row = db.execute(at, (seq,)).fetchone() or (None, None)
+            if db.execute("SELECT seq FROM requests WHERE key = ?", row[1:]).fetchone() != row[:1]:
                 raise self.damaged(f"the index of keys doesn't lead to row {seq}")
         if unclean:
             self.notes.append(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from messcli.records import ErrorRow, Rejected, Request
 from messcli.state.database import Database, put_meta
 
 SNAPSHOT_EVERY = 2000  # requests between snapshots; folding so many in again takes about a second
@@ -36,6 +37,11 @@ class Done:
     joules: float | None = None
     billed_joules: float | None = None
     queue: float | None = None
+    fault: str | None = None  # its row has `error`, and whose trouble that is; None: it has none
+    identity: str | None = None  # the line's own id, as JSON
+    input_line: int = 0
+    period: str | None = None  # in whose ledger it counts as failed
+    mends: ErrorRow | None = None  # whose place its row takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,8 @@ class Journal:
         self._database = database
         self.next_seq: int = database.scalar("SELECT coalesce(max(seq), 0) + 1 FROM requests")
         self._was_empty = self.next_seq == 1
+        self._runs: int = database.meta("runs") or 0
+        self._has_failures = bool(database.scalar("SELECT 1 FROM failures LIMIT 1"))
         self._since_snapshot: int = database.scalar(
             "SELECT coalesce((SELECT max(t) FROM events) - coalesce((SELECT t FROM snapshot), 0), 0)"
         )
@@ -149,6 +157,41 @@ class Journal:
         last = self._database.scalar("SELECT t FROM requests WHERE t > 0 ORDER BY seq DESC LIMIT 1")
         return int(last or 0)
 
+    def known_failure(self, line: Request | Rejected, output: str, *, known: bool) -> ErrorRow | None:
+        """The error row in `output` that the row of `line` would take the place of; None where there is none.
+
+        It is the line's own, if the line is known; else that of its id; else that of the line that stood where it
+        stands and had no id.
+        """
+        if not self._has_failures:
+            return None
+        which, value = "requests.key = ?", line.key
+        if known:
+            return self._failure(output, which, value)
+        if line.has_own_id and (found := self._failure(output, "failures.id = ?", json.dumps(line.id))):
+            return found
+        return self._failure(output, "failures.line = ? AND failures.id IS NULL", line.line)
+
+    def _failure(self, output: str, which: str, value: object) -> ErrorRow | None:
+        found = self._database.rows(
+            "SELECT failures.seq, output, place, fault, tries, run < ?, billed_joules, plan, period "  # noqa: S608  # no input in it
+            f"FROM failures JOIN requests USING (seq) WHERE output = ? AND {which} LIMIT 1",
+            self._runs,
+            output,
+            value,
+        )
+        return ErrorRow(*found[0]) if found else None
+
+    def end_run(self) -> None:
+        """A run has come to the end of its input: what failed in it may be asked again by the next one."""
+        if self._database.scalar("SELECT 1 FROM failures WHERE run = ? LIMIT 1", self._runs):
+            self._runs += 1
+            self._database.set_meta("runs", self._runs)
+
+    def failures(self, output: str) -> int:
+        """How many error rows stand in an output."""
+        return int(self._database.scalar("SELECT count(*) FROM failures WHERE output = ?", output))
+
     def mean_joules(self, model: str) -> float | None:
         """Of a call of `model`, per request, over all runs; None where none was read."""
         mean: float | None = self._database.scalar(
@@ -177,15 +220,35 @@ class Journal:
 
     # ---- writing ---------------------------------------------------------------------------------
 
-    def write(self, db: sqlite3.Connection, work: Work, *, keeps: bool) -> None:
+    def write(
+        self, db: sqlite3.Connection, work: Work, *, keeps: bool, places: Sequence[tuple[str, int]]
+    ) -> None:
         """Add `work` to the tables, within a transaction.
 
         Args:
             keeps: False where nobody will ever read what is only needed to go on.
+            places: of the rows of `work.done`: the output, and which of its rows it is.
         """
         routed = [row.t for row in work.done if row.t is not None]
         if keeps:
             self._write_window(db, work)
+        again = 0  # requests that were counted in the period already
+        if mended := [(row.mends.seq,) for row in work.done if row.mends is not None]:
+            was_routed = "SELECT count(t) FROM requests WHERE seq = ?"
+            again = sum(db.execute(was_routed, row).fetchone()[0] for row in mended)
+            db.executemany("DELETE FROM requests WHERE seq = ?", mended)
+            db.executemany("DELETE FROM failures WHERE seq = ?", mended)
+        db.executemany(
+            "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    seq, *place, row.input_line, row.identity, row.fault,
+                    1 if row.mends is None else row.mends.tries + 1, self._runs, row.period,
+                )
+                for (seq, row), place in zip(enumerate(work.done, self.next_seq), places, strict=True)
+                if row.fault is not None
+            ],
+        )  # fmt: skip
         db.executemany(
             "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
@@ -203,7 +266,8 @@ class Journal:
             db.execute("INSERT INTO events VALUES (?, ?, ?)", (routed[-1], data, work.ends_window))
         if routed:
             db.execute(
-                "UPDATE periods SET requests = requests + ? WHERE name = ?", (len(routed), self._period)
+                "UPDATE periods SET requests = requests + ? WHERE name = ?",
+                (len(routed) - again, self._period),
             )
         self._put_energy(db, work.energy)
         _put_accounts(db, work.accounts)

@@ -14,7 +14,16 @@ from itertools import islice
 from pathlib import Path
 
 from messcli.errors import StateError, UsageError
-from messcli.files.sinks import STDOUT, Part, Sink, changed_part, open_sink
+from messcli.files.sinks import (
+    STDOUT,
+    Part,
+    Sink,
+    changed_part,
+    open_beside,
+    open_sink,
+    opened_rows,
+    sync_folder,
+)
 from messcli.state.database import Database
 
 SYNC_SECONDS = 1.0  # how much finished work a power cut may cost (a crash of the process costs none)
@@ -36,6 +45,7 @@ class Output:
         self._is_new = False  # the file wasn't there before
         self._registered_seq = 0  # the last row before the output's first
         self._marked_open = False  # the state says that the output is being written
+        self.lines = 0  # rows of it, those that aren't written yet included
         self._unsynced: list[int] = []  # rows of the sink that aren't safe yet
         self._synced_rows = 0  # rows of the sink that are
         self._last_sync = time.monotonic()
@@ -50,7 +60,12 @@ class Output:
         self._name = name = self._name_of(output)
         if output != STDOUT and self._database.path and not self._known(name) and _size(output):
             self._adopt(output, name)
+        self._put_in_place(output, name)
         synced_bytes, synced_seq, is_open = self._known(name) or (0, self._next_seq - 1, 0)
+        known = self._database.scalar("SELECT lines FROM outputs WHERE path = ?", name)
+        self.lines = known if known is not None else 0
+        if output == STDOUT:
+            self.lines = max(self.lines, 0)  # no row of it takes the place of another one
         self._registered_seq = synced_seq
         self._marked_open = bool(is_open)
         self._synced_bytes = synced_bytes
@@ -58,12 +73,21 @@ class Output:
         self._is_new = output != STDOUT and not Path(output).exists()
         with self._database.faults(output):
             self._sink = open_sink(output, synced_bytes, torn=bool(is_open), parts=self._parts(name))
+            if self.lines < 0:
+                self._count_lines(name, synced_seq)
             missing = self._missing(name, synced_seq)
             while batch := list(islice(missing, 1000)):
                 self._unsynced.extend(seq for seq, _ in batch)
                 self._sink.write([line for _, line in batch])
         if self._unsynced:
             self.sync(durable=True)
+
+    def _count_lines(self, name: str, synced_seq: int) -> None:
+        """How many rows it has, where an earlier version didn't say."""
+        with opened_rows(Path(self._output)) as rows:
+            self.lines = sum(1 for _ in rows) + sum(1 for _ in self._missing(name, synced_seq))
+        with self._database.transaction() as db:
+            db.execute("UPDATE outputs SET lines = ? WHERE path = ?", (self.lines, name))
 
     def _known(self, name: str) -> tuple[int, int, int] | None:
         found = self._database.rows("SELECT synced_bytes, synced_seq, open FROM outputs WHERE path = ?", name)
@@ -124,29 +148,55 @@ class Output:
     def _is_file(self) -> bool:
         return self._output != STDOUT
 
-    def keep(self, db: sqlite3.Connection, first: int, lines: Sequence[str]) -> None:
-        """Keep the rows `first`, `first` + 1, ... within a transaction, until they are known to be on disk."""
+    @property
+    def name(self) -> str:
+        """What the state calls it."""
+        return self._name
+
+    @property
+    def mends(self) -> bool:
+        """Whether rows can take the place of others; standard output prints them behind the others."""
+        return self._is_file and self._sink is not None
+
+    def keep(self, db: sqlite3.Connection, rows: Sequence[tuple[int, str]]) -> None:
+        """Keep rows (number, text) within a transaction, until they are known to be on disk."""
         if self._sink is None:
             return
         if not self._marked_open:
             db.execute(
-                "INSERT INTO outputs VALUES (?, 0, ?, 1) ON CONFLICT DO UPDATE SET open = 1",
+                "INSERT INTO outputs (path, synced_bytes, synced_seq, open) VALUES (?, 0, ?, 1) "
+                "ON CONFLICT DO UPDATE SET open = 1",
                 (self._name, self._registered_seq),
             )
             self._marked_open = True
+        db.execute("UPDATE outputs SET lines = lines + ? WHERE path = ?", (len(rows), self._name))
         if self._database.path:
-            rows = [(seq, self._name, line) for seq, line in enumerate(lines, first)]
-            db.executemany("INSERT INTO rows VALUES (?, ?, ?)", rows)
+            db.executemany(
+                "INSERT INTO rows VALUES (?, ?, ?)", [(seq, self._name, line) for seq, line in rows]
+            )
 
-    def write(self, first: int, lines: Sequence[str]) -> None:
+    def replace(self, db: sqlite3.Connection, mended: Sequence[tuple[int, str]], old: Sequence[int]) -> None:
+        """Keep rows (place, text) that take the place of error rows, within a transaction, until `finish`.
+
+        Args:
+            old: numbers of the error rows, which standard output prints no more.
+        """
+        db.executemany(
+            "INSERT OR REPLACE INTO mended VALUES (?, ?, ?)", [(self._name, *row) for row in mended]
+        )
+        if old and not self._is_file:
+            db.executemany("DELETE FROM rows WHERE output = '-' AND seq = ?", [(seq,) for seq in old])
+
+    def write(self, rows: Sequence[tuple[int, str]]) -> None:
         """Write rows that were kept, when the transaction is committed."""
         if self._sink is None:
             return
-        if lines:
+        if rows:
             with self._database.faults(self._output):
-                self._sink.write(lines)
-            self._unsynced.extend(range(first, first + len(lines)))
-        if self.is_due or (lines and not self._is_file):
+                self._sink.write([line for _, line in rows])
+            self._unsynced.extend(seq for seq, _ in rows)
+            self.lines += len(rows)
+        if self.is_due or (rows and not self._is_file):
             self.sync(durable=self.is_due)
 
     def sync(self, *, durable: bool, ended: bool = False) -> None:
@@ -189,11 +239,93 @@ class Output:
             self._last_sync = time.monotonic()
 
     def finish(self) -> None:
-        """The input has ended: write out all that is held back, and wait for the disk."""
+        """The input has ended: write out all that is held back, put mended rows in place, and wait for the disk."""
         if self._sink:
             with self._database.faults(self._output):
                 self._sink.finish()
         self.sync(durable=True, ended=True)
+        if self.mends and self._database.path:
+            self._write_anew()
+
+    # ---- rows in the place of others ------------------------------------------------------------
+
+    def _write_anew(self) -> None:
+        """Write the file again beside itself, with mended rows in their places; then let it take the file's place.
+
+        A crash leaves the file as it was, or as it is to be: the state says which, before the names change.
+        """
+        if not self._database.scalar("SELECT count(*) FROM mended WHERE output = ?", self._name):
+            return
+        path = Path(self._output).resolve()
+        beside = _beside(path)
+        if not self._anew and beside.exists():
+            raise StateError(f"{beside}: is in the way of writing {path.name} anew. Move it away")
+        self._set_anew(1)
+        with self._database.faults(str(beside)):
+            sink = open_beside(path, beside)
+            parts = self._copy(path, sink)
+        with self._database.transaction(durable=True) as db:
+            db.execute(
+                "UPDATE outputs SET synced_bytes = ?, anew = 2 WHERE path = ?", (parts[-1].end, self._name)
+            )
+            db.execute("DELETE FROM parts WHERE output = ?", (self._name,))
+            db.executemany("INSERT INTO parts VALUES (?, ?, ?, ?)", [(self._name, *part) for part in parts])
+            db.execute("DELETE FROM mended WHERE output = ?", (self._name,))
+        with self._database.faults(self._output):
+            os.replace(beside, path)  # noqa: PTH105  # atomic, as Path.replace is; named for what it is
+            sync_folder(path)
+        self._set_anew(0)
+        if self._sink:
+            self._sink.close()
+        self._sink, self._synced_bytes = sink, parts[-1].end
+
+    def _copy(self, path: Path, sink: Sink) -> list[Part]:
+        """The file's rows, or those that take their places, written to `sink`."""
+        parts: list[Part] = []
+        begin = place = 0
+
+        def note() -> None:
+            nonlocal begin
+            safe = sink.sync()
+            parts.append(Part(begin, safe.size, safe.checksum))
+            begin = safe.size
+
+        with opened_rows(path) as rows:
+            while batch := list(islice(rows, _COPIED)):
+                found = self._database.rows(
+                    "SELECT place, line FROM mended WHERE output = ? AND place BETWEEN ? AND ?",
+                    self._name, place, place + len(batch) - 1,
+                )  # fmt: skip
+                for at, line in found:
+                    batch[at - place] = line
+                sink.write(batch)
+                place += len(batch)
+                if place % (_COPIED * 64) == 0:
+                    note()
+        sink.finish()
+        note()
+        return parts
+
+    @property
+    def _anew(self) -> int:
+        return self._database.scalar("SELECT anew FROM outputs WHERE path = ?", self._name) or 0
+
+    def _set_anew(self, anew: int) -> None:
+        with self._database.transaction(durable=True) as db:
+            db.execute("UPDATE outputs SET anew = ? WHERE path = ?", (anew, self._name))
+
+    def _put_in_place(self, output: str, name: str) -> None:
+        """End what a crash left of writing the file anew."""
+        if output == STDOUT or not self._anew:
+            return
+        path = Path(output).resolve()
+        with self._database.faults(output):
+            if self._anew == 2 and _beside(path).exists():
+                os.replace(_beside(path), path)  # noqa: PTH105  # as above
+                sync_folder(path)
+            else:
+                _beside(path).unlink(missing_ok=True)
+        self._set_anew(0)
 
     def suspend(self) -> None:
         """The run ends before its input does: wait for the disk."""
@@ -221,6 +353,13 @@ class Output:
                 Path(self._output).unlink(missing_ok=True)
             self._sink.close()
             self._sink = None
+
+
+_COPIED = 1024  # rows at a time
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.anew")
 
 
 def _size(output: str) -> int:

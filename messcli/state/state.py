@@ -41,17 +41,25 @@ class State:
 
     def commit(self, work: Work) -> None:
         """Commit what was decided, answered and finished, all together; then write its rows out."""
-        first = self.journal.next_seq
-        lines = [row.line for row in work.done]
+        first, places, mended = self.journal.next_seq, [], []
+        rows: list[tuple[int, str]] = []  # that go behind the others
+        for seq, row in enumerate(work.done, first):
+            if row.mends is not None and self.output.mends:
+                mended.append((row.mends.place, row.line))
+                places.append((self.output.name, row.mends.place))
+            else:
+                places.append((self.output.name, self.output.lines + len(rows)))
+                rows.append((seq, row.line))
         # The first commit to a file says that it is being written, before it is. What is ahead of its turn is as
         # safe as rows are.
-        durable = self.output.is_due or (bool(lines) and self.output.opens_now)
+        durable = self.output.is_due or (bool(rows) and self.output.opens_now)
         with self.database.transaction(durable=durable) as db:
-            self.journal.write(db, work, keeps=self.is_kept)
-            if lines:
-                self.output.keep(db, first, lines)
+            self.journal.write(db, work, keeps=self.is_kept, places=places)
+            self.output.replace(db, mended, [row.mends.seq for row in work.done if row.mends is not None])
+            if rows:
+                self.output.keep(db, rows)
         self.journal.written(work)
-        self.output.write(first, lines)
+        self.output.write(rows)
 
     @property
     def is_kept(self) -> bool:
