@@ -119,6 +119,18 @@ def test_one_that_fails_stops_the_other_and_is_told() -> None:
     assert room.log.count("a") < 40
 
 
+def test_after_a_failure_no_further_model_of_the_lane_is_asked() -> None:
+    def fail() -> None:
+        raise RuntimeError("a broke")
+
+    room = Room()
+    for beside in ("", "a b"):
+        with pytest.raises(RuntimeError, match="a broke"):
+            ask(live(zoo_of(room, "a b c", beside, a=fail), weights=JOULES), 0, 1, 2)
+        assert "c" not in room.log
+        assert beside or "b" not in room.log
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_real_models_beside_each_other_answer_as_in_turns_and_all_joules_are_somebodys(
     beside: bool, monkeypatch: pytest.MonkeyPatch

@@ -160,6 +160,8 @@ class Live:
         ending = threading.Event()  # nothing more is to be asked
         over = threading.Event()  # nothing more is wanted
 
+        broken = set[int]()  # lanes that go no further
+
         def answer(number: int, models: Sequence[int]) -> None:
             m = models[0]
             try:
@@ -173,11 +175,14 @@ class Live:
                             if over.is_set() or (ending.is_set() and not drains):
                                 return
             except BaseException as error:  # told in the thread that asked
+                broken.add(number)
                 arrived.put((number, m, error))
 
         def serve(number: int, turns: Sequence[Sequence[Sequence[int]]]) -> None:
             try:
                 for first, *others in turns:
+                    if number in broken:
+                        return
                     threads = [
                         threading.Thread(
                             target=answer, args=(number, models), name=f"{WORKERS}-{number}", daemon=True
