@@ -42,7 +42,7 @@ ROW_FIELDS = (
     "meter",
 )
 # ... of a row whose answer was looked at, or that a model failed on, behind them
-STAGE_FIELDS = ("confidence", "asked", "failed")
+STAGE_FIELDS = ("confidence", "asked", "checks", "failed")
 _NO_RESULTS: Mapping[str, None] = dict.fromkeys(ROW_FIELDS)
 _AS_THEY_ARE: Mapping[str, str] = {}
 
@@ -147,6 +147,7 @@ class Check:
     probability: float | None  # that the answer is right; None: it told none
     joules: float | None  # None where they couldn't be read
     meter: str | None = None  # that read them; None: of a table
+    tokens: int = 0  # that it read; it writes one
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ class Judgement:
     joules: float | None  # None where they couldn't be read
     meter: str | None = None  # that read them
     why: str | None = None  # there is no score
+    tokens: int = 0  # that it read
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +108,23 @@ def test_checks_are_bought_where_they_pay_and_billed(job: Job) -> None:
     (checks,) = [row for row in energy if row["kind"] == "check"]
     assert (checks["model"], checks["meter"]) == ("large", "replay")
     assert checks["joules"] == checks["requests"] >= len(looked)
-    assert any(line.startswith("second look") for line in checked.text())
+    read = [row for row in rows if "checks" in row]
+    assert sum(len(row["checks"]) for row in read) == checks["requests"]
+    assert {likely for row in read for likely in row["checks"].values()} == {0.9, 0.2}
+    assert all(row["checks"][row["model"]] == row["confidence"] for row in kept)
+    assert any(f", {checks['requests']} read by a larger model, " in line for line in checked.text())
     page = job.folder / "page.html"
     CliRunner().invoke(main, ["report", str(job.folder / "out.jsonl.state"), "--html", str(page)])
     assert "second look" in page.read_text() or "look" in page.read_text()
+
+
+def test_what_checks_cost_is_part_of_the_money(job: Job) -> None:
+    job.zoo.write_text(job.zoo.read_text() + '[energy]\nprice_per_kwh = 0.3\ncurrency = "EUR"\n')
+    summary = job.route()
+    with closing(sqlite3.connect(job.folder / "out.jsonl.state")) as state:
+        ((kept,),) = state.execute("SELECT value FROM meta WHERE name = 'spent'").fetchall()
+    assert any("checks" in row for row in job.rows())
+    assert json.loads(kept)["sum"]["joules"] == pytest.approx(summary.billed_joules)
 
 
 def test_live_and_simulated_decide_alike(job: Job) -> None:

@@ -47,7 +47,7 @@ class Checks:
         if found is None:
             told.mute += 1
             told.why = told.why or reply.error or "its backend tells no probabilities of next tokens"
-        check = Check(found, reply.joules, reply.meter)
+        check = Check(found, reply.joules, reply.meter, reply.prompt_tokens or 0)
         return replace(outcome, checks={**(outcome.checks or {}), self._names[reader]: check})
 
     def notes(self) -> list[str]:

@@ -49,6 +49,8 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         values["confidence"] = _confidence(line, served)
     if decision.given is not None or line.errors:
         values["asked"] = [names[m] for m in decision.asked]
+    if line.checks:
+        values["checks"] = {names[m]: check.probability for m, check in line.checks.items()}
     if line.errors:
         values["failed"] = {names[m]: why for m, why in line.errors.items()}
     if reasoning:

@@ -5,7 +5,6 @@ Knows settled requests and the controller's ledger; knows nothing of files, stat
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -70,6 +69,7 @@ class Looks:
 
     answers: int = 0
     escalated: int = 0  # a larger model was asked as well
+    checks: int = 0  # answers that a larger model read, looked at or to learn
     joules: float = 0.0  # of answers that weren't served, and of checks
     estimated: float = 0.0  # sum of Â of what was served, given the answer; of observed ones
     accuracy: float = 0.0  # sum of what was observed
@@ -78,7 +78,7 @@ class Looks:
     def add(self, line: Settled) -> None:
         """Count a request whose answer was looked at."""
         self.answers += 1
-        self.escalated += len(line.decision.asked) > 1
+        self.escalated += line.decision.added is not None
         served = None if line.served is None else line.outcomes[line.served]
         if served is None or line.served is None or line.decision.given is None:
             return
@@ -99,9 +99,10 @@ class Looks:
                 f"; accuracy of those {self.estimated / self.observed:.3f} expected, "
                 f"{self.accuracy / self.observed:.3f} observed"
             )
+        read = f", {self.checks} read by a larger model" if self.checks else ""
         return (
-            f"{self.answers} answers looked at, {self.escalated} put to a larger model as well: {self.joules:.4g} J in "
-            f"answers that weren't served and checks{reliability}"
+            f"{self.answers} answers looked at{read}, {self.escalated} put to a larger model as well: "
+            f"{self.joules:.4g} J in answers that weren't served and checks{reliability}"
         )
 
 
@@ -361,7 +362,11 @@ class Tally:
             self._audit_joules += line.audit_joules
         if line.decision.given is not None:
             self._looks.add(line)
-        self._billed += math.fsum(check.joules or 0.0 for check in line.checks.values())
+        self._looks.checks += len(line.checks)
+        for check in line.checks.values():
+            self._billed += check.joules or 0.0
+            reader = line.decision.checked_by
+            self._spend("" if reader is None else self._names[reader], check.joules, check.tokens)
         if line.served is None:
             self._add_failure(f"{line.request.place}: {line.error}")
         else:
@@ -388,10 +393,19 @@ class Tally:
                     output_tokens=outcome.output_tokens or 0,
                 )
             self._billed += outcome.judged_joules
+            for judgement in outcome.judgements:
+                self._spend("", judgement.joules, judgement.tokens)
             if outcome.joules:
                 self._billed += outcome.joules
                 if outcome.worth is None:
                     self._compare(line, m, outcome.joules, outcome.meter)
+
+    def _spend(self, reader: str, joules: float | None, tokens: int) -> None:
+        """Count what reading an answer costs: the reader writes one token."""
+        if joules is not None and self._tariff:
+            self.spent.add(
+                self._tariff, joules, self._hour(), model=reader, prompt_tokens=tokens, output_tokens=1
+            )
 
     def _add_failure(self, error: str | None) -> None:
         self._failed += 1

@@ -200,9 +200,9 @@ class Judging:
     def read(self, outcome: Outcome, reader: int, reply: Outcome) -> Outcome:
         read = self._score(reply)
         judgement = (
-            Judgement(None, reply.joules, reply.meter, read)
+            Judgement(None, reply.joules, reply.meter, read, reply.prompt_tokens or 0)
             if isinstance(read, str)
-            else Judgement(read, reply.joules, reply.meter)
+            else Judgement(read, reply.joules, reply.meter, tokens=reply.prompt_tokens or 0)
         )
         judgements = (*outcome.judgements, judgement)
         scores = [one.accuracy for one in judgements if one.accuracy is not None]

@@ -30,11 +30,17 @@ class MeanPredictor(OneByOne):
         observed = ~np.isnan(accuracies)
         self._sums[observed] += accuracies[observed]
         self._counts += observed
+        self._changed()
 
     def discount(self, most: float) -> None:
         """Let what is known of each model count as at most `most` answers."""
         part = np.minimum(1.0, most / np.maximum(self._counts, 1.0))
         self._sums, self._counts = self._sums * part, self._counts * part
+        self._changed()
+
+    def _changed(self) -> None:
+        """Estimates of earlier requests are made anew: that costs nothing here."""
+        self.version = int(self._counts.sum())
 
     @property
     def samples(self) -> Accuracies:
@@ -47,3 +53,4 @@ class MeanPredictor(OneByOne):
         part.check(self.state())
         self._sums = part.arrays["sums"].copy()
         self._counts = part.arrays["counts"].copy()
+        self._changed()

@@ -72,13 +72,13 @@ class Promise:
         self.residuals.load(part.parts["residuals"])
 
 
-def _options(view: View, price: float) -> Options:
-    """What looks are worth for one request."""
+def _options(view: View, price: float, bonus: Sequence[float]) -> Options:
+    """What looks are worth for one request, with the optimism `bonus` of each model."""
     can = np.full(len(view.samples), np.inf)
     for m in view.allowed:
         can[m] = 0.0
     estimates, joules = np.array([view.estimates], float), np.array([view.joules], float) + can
-    return options(estimates, joules, view.looks, np.array([price]))
+    return options(estimates, joules, view.looks, np.array([price]), np.array([bonus]))
 
 
 class Auto:
@@ -139,12 +139,11 @@ class Auto:
         promise = self._promise(view.plan)
         estimates, joules = view.estimates, view.joules
         price = promise.price_at(view.t)
-        bonus = self._optimism(promise, np.asarray(view.samples)).tolist()
-        worth = _options(view, price).worth[0, 0].tolist() if view.looks else [0.0] * len(joules)
+        bonus = self._bonus(view, estimates)
+        worth = _options(view, price, bonus).worth[0, 0].tolist() if view.looks else [0.0] * len(joules)
 
         def cost(m: int) -> tuple[float, float]:
-            hoped = estimates[m] + min(bonus[m], max(1.0 - estimates[m], 0.0))
-            return joules[m] - price * hoped - worth[m], joules[m]
+            return joules[m] - price * (estimates[m] + bonus[m]) - worth[m], joules[m]
 
         return min(view.allowed, key=cost)
 
@@ -159,7 +158,8 @@ class Auto:
         looks = [look for look in view.looks if look.model == served]
         if not larger or not looks or view.estimates is None or view.joules is None:
             return None
-        found = _options(replace(view, looks=looks), self._promise(view.plan).price_at(view.t))
+        price = self._promise(view.plan).price_at(view.t)
+        found = _options(replace(view, looks=looks), price, self._bonus(view, view.estimates))
         place = (0, 0, served)
         return Looked(larger, bool(found.checked[place]), float(found.accuracy[place]))
 
@@ -168,6 +168,11 @@ class Auto:
             return None
         price = self._promise(plan).price_at(decision.t)
         return escalate(decision.looks_at, decision.given, decision.joules_predicted, decision.larger, price)
+
+    def _bonus(self, view: View, estimates: Sequence[float]) -> list[float]:
+        """What is added to the estimates of one request: none is hoped to be above 1."""
+        optimism = self._optimism(self._promise(view.plan), np.asarray(view.samples)).tolist()
+        return [min(more, max(1.0 - known, 0.0)) for known, more in zip(estimates, optimism, strict=True)]
 
     def _optimism(self, promise: Promise, samples: Array) -> Array:
         """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""

@@ -40,7 +40,13 @@ class Looked:
     gain: float  # expected, in accuracy
 
 
-def options(estimates: Array, joules: Array, looks: Sequence[Look], prices: Array) -> Options:
+def options(
+    estimates: Array,
+    joules: Array,
+    looks: Sequence[Look],
+    prices: Array,
+    bonus: Array | None = None,
+) -> Options:
     """What looks are worth.
 
     Args:
@@ -48,41 +54,50 @@ def options(estimates: Array, joules: Array, looks: Sequence[Look], prices: Arra
         joules: E_m(x), the same; inf for a model that can't take the request.
         looks: as far as known.
         prices: joules per unit of accuracy, (prices,).
+        bonus: the optimism that choices add to Â, as `estimates`: of what serves in the end, not of what is looked at.
     """
+    bonus = np.zeros_like(estimates) if bonus is None else np.broadcast_to(bonus, estimates.shape)
     shape = (len(prices), *estimates.shape)
     worth, accuracy, spent = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     checked = np.zeros(shape, bool)
     for look in looks:
         m = look.model
-        gain, more = _expected(estimates[:, m:], joules[:, m + 1 :], look.shifts[:, m:], prices)
+        gain, hoped, more = _expected(
+            estimates[:, m:], joules[:, m + 1 :], look.shifts[:, m:], prices, bonus[:, m:]
+        )
         more += look.joules
-        found = prices[:, None] * gain - more
+        found = prices[:, None] * hoped - more
         better = found > worth[:, :, m]
         for kept, new in ((worth, found), (accuracy, gain), (spent, more), (checked, look.checked)):
             kept[:, :, m] = np.where(better, new, kept[:, :, m])
     return Options(worth, accuracy, spent, checked)
 
 
-def _expected(estimates: Array, joules: Array, shifts: Array, prices: Array) -> tuple[Array, Array]:
-    """Mean (gain in accuracy, joules) over typical answers, (prices, requests) each.
+def _expected(
+    estimates: Array, joules: Array, shifts: Array, prices: Array, bonus: Array
+) -> tuple[Array, Array, Array]:
+    """Mean (gain in accuracy, the same with optimism, joules) over typical answers, (prices, requests) each.
 
     Args:
-        estimates: of the model and the larger ones, (requests, 1 + larger).
+        estimates, bonus: of the model and the larger ones, (requests, 1 + larger).
         joules: of the larger ones, (requests, larger).
         shifts: (typical, 1 + larger).
     """
     given = np.clip(estimates[:, None, :] + shifts, 0.0, 1.0)
     gains = given[:, :, 1:] - given[:, :, :1]  # (requests, typical, larger)
     best = np.full((len(prices), *gains.shape[:2]), 0.0)
-    gain, more = np.zeros_like(best), np.zeros_like(best)
+    gain, hoped, more = np.zeros_like(best), np.zeros_like(best), np.zeros_like(best)
+    better_known = bonus[:, 1:] - bonus[:, :1]  # (requests, larger)
     for k in range(gains.shape[2]):
         own = gains[:, :, k]
-        worth = prices[:, None, None] * own - joules[:, k, None]
+        with_bonus = own + better_known[:, k, None]
+        worth = prices[:, None, None] * with_bonus - joules[:, k, None]
         better = worth > best
         best = np.where(better, worth, best)
         gain = np.where(better, own, gain)
+        hoped = np.where(better, with_bonus, hoped)
         more = np.where(better, joules[:, k, None], more)
-    return gain.mean(axis=2), more.mean(axis=2)
+    return gain.mean(axis=2), hoped.mean(axis=2), more.mean(axis=2)
 
 
 def escalate(

@@ -110,7 +110,7 @@ def _looking(
     estimates: Array, joules: Array, hoped: Array, errors: Array, prices: Array, looks: Sequence[Look]
 ) -> Curve:
     """`curve` where choices count on looking at answers."""
-    found = options(estimates, joules, looks, prices)
+    found = options(estimates, joules, looks, prices, hoped - estimates)
     chosen = np.argmin(joules - prices[:, None, None] * hoped - found.worth, axis=2)[:, :, None]
 
     def mean(values: Array) -> Array:
