@@ -517,3 +517,40 @@ def test_what_was_learnt_in_two_spaces_is_learnt_anew_in_one():
     assert again.load(replace(kept, version=1, parts=parts)) == ["predictor", "joules", "recent"]
     assert again.t == 100
     assert again.accounts == controller.accounts
+
+
+def other_words(requests):
+    """The same requests in words that nobody has seen."""
+    return [replace(one, prompt=one.prompt.replace("word", "qxz")[::-1]) for one in requests]
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_directions_follow_traffic_that_changes_and_no_other(monkeypatch, changes):
+    fits = []
+    anew = LatentSpace.fit_anew
+    monkeypatch.setattr(
+        LatentSpace, "fit_anew", lambda self, texts: (fits.append(len(texts)), anew(self, texts))[1]
+    )
+    requests, source = table(3000)
+    if changes:
+        requests = [*requests[:1500], *other_words(requests[1500:])]
+    controller = create_controller(Setup(window=64, no_look=True), 3, {DEFAULT_PLAN: 0.6})
+    done = 0
+    for chunk in chunks(requests, controller, source):
+        done += len(chunk.lines)
+        if chunk.ends_window and 1000 <= done < 1100:
+            half = controller.state()
+    assert fits == [512] * changes
+    assert np.isfinite(
+        controller.predictor.predict_one(controller.predictor.encode(requests[-1].prompt))
+    ).all()
+    again = create_controller(Setup(window=64, no_look=True), 3, {DEFAULT_PLAN: 0.6})
+    again.load(half)
+    fits.clear()
+    for _ in chunks(requests[half.values["t"] :], again, source):
+        pass
+    for (path, value), (same, other) in zip(controller.state().flat(), again.state().flat(), strict=True):
+        assert path == same
+        assert (
+            np.array_equal(value, other, equal_nan=True) if isinstance(value, np.ndarray) else value == other
+        )

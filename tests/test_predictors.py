@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from messcli.errors import UsageError
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
-from messcli.predict.latent import SIZE, LatentSpace
+from messcli.predict.latent import SIZE, LatentSpace, Move
 from messcli.predict.linear import LinearPredictor
 from messcli.predict.mean import MeanPredictor
+from messcli.predict.regression import Evidence
 from messcli.predict.ridge import candidate_weights
 from messcli.predict.text import KIND, SHAPE, Encoder, encode_sparse, hash_texts, shape_of, sparse_features
 from messcli.predict.tuning import LATENT, RIDGE, Linear
@@ -333,3 +334,54 @@ def test_a_model_that_was_unlucky_at_first_is_not_written_off():
     for _ in range(2000):
         predictor.learn_one(predictor.encode("the same text"), np.array([0.0, 0.75]))
     assert predictor.predict_one(predictor.encode("the same text")) == pytest.approx([0.0, 0.75], abs=0.01)
+
+
+# ---- other traffic -------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 50), rows=st.integers(1, 300))
+@hypothesis_settings(max_examples=20)
+def test_evidence_that_is_carried_over_is_that_of_the_carried_places(seed, rows):
+    draw = np.random.default_rng(seed)
+    move = Move(draw.normal(0, 0.3, (LATENT.directions,) * 2), draw.normal(0, 0.3, LATENT.directions))
+    carried, anew = Evidence(MODELS), Evidence(MODELS)
+    for _ in range(rows):
+        x, y = draw.normal(0, 1, SIZE), draw.random(MODELS)
+        y[draw.random(MODELS) < 0.3] = np.nan
+        carried.add(x, y)
+        anew.add(np.concatenate([x[:SHAPE], x[SHAPE:] @ move.turn + move.shift]), y)
+    carried.move(move)
+    anew.move(Move(np.eye(LATENT.directions), np.zeros(LATENT.directions)))  # takes in what waits
+    for name, array in anew.state().arrays.items():
+        np.testing.assert_allclose(carried.state().arrays[name], array, atol=1e-8 * rows * SIZE)
+
+
+def test_texts_lie_about_where_they_are_carried_to():
+    texts = [text for text, _ in samples(600)]
+    space = fitted(texts[:300])
+    before = latent(space, texts[500:])
+    move = space.fit_anew(texts[200:500])
+    after = latent(space, texts[500:])
+    carried = before @ move.turn + move.shift
+    assert np.corrcoef(carried.ravel(), after.ravel())[0, 1] > 0.9
+    same = fitted(texts[:300])
+    again = same.fit_anew(texts[:300])
+    places = latent(same, texts[500:])
+    np.testing.assert_allclose(places @ again.turn + again.shift, places, atol=1e-3)
+
+
+def test_directions_hold_less_of_other_topics():
+    space = fitted(on_topic(0, 60, 0))
+    own, other = (space.share(on_topic(topic, 60, 1)) for topic in (0, 1))
+    assert 0.0 <= other < 0.6 * own <= 0.6
+
+
+def test_estimates_are_carried_over():
+    rows = samples(900)
+    predictor = taught(create_predictor("ridge", MODELS), rows)
+    texts = [text for text, _ in samples(60, 1)]
+    before = predictor.predict_many(predictor.encode_many(texts))
+    predictor.move(predictor.space.fit_anew([text for text, _ in rows[400:]]))
+    after = predictor.predict_many(predictor.encode_many(texts))
+    for m in range(MODELS):
+        assert np.corrcoef(before[:, m], after[:, m])[0, 1] > 0.9

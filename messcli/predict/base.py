@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from messcli.predict.latent import LatentSpace
+from messcli.predict.latent import LatentSpace, Move
 from messcli.predict.tuning import Levels
 from messcli.registry import PREDICTORS
 from messcli.snapshots import Part
@@ -91,6 +91,10 @@ class InSpace(Protocol):
         Args:
             texts: that it has seen.
         """
+        ...
+
+    def move(self, move: Move) -> None:
+        """The space was fitted anew for other traffic: what was learnt is to be carried over."""
         ...
 
 

@@ -50,6 +50,14 @@ class Placed:
     at: Floats  # (SIZE,): its shape, then its place along the directions
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """About where texts lie after a fit that lay at z before it: z @ turn + shift."""
+
+    turn: Floats  # (LATENT, LATENT)
+    shift: Floats  # (LATENT,)
+
+
 class LatentSpace:
     """Where texts lie along the directions in which the texts that were fitted differ most; 0 before the first fit.
 
@@ -104,6 +112,30 @@ class LatentSpace:
         self._fits = len(self._at)
         seen, self._seen = self._seen, []
         return seen
+
+    def share(self, texts: Sequence[str]) -> float:
+        """The part of the variance of the texts' bags that lies along the directions."""
+        lengths = np.sqrt((self._directions.astype(float) ** 2).sum(axis=0))
+        along = self._directions / np.where(lengths > 0.0, lengths, 1.0)
+        places, mean, squares = [], np.zeros(BUCKETS), 0.0
+        for bag in bags.many(texts):
+            places.append(bag.values @ along.take(bag.indices, 0))
+            mean[bag.indices] += bag.values / len(texts)
+            squares += float(bag.values @ bag.values) / len(texts)
+        variance = squares - float(mean @ mean)
+        return float(np.var(places, axis=0).sum()) / variance if variance > 1e-6 else 1.0
+
+    def fit_anew(self, texts: Sequence[str]) -> Move:
+        """Fit a settled space again. Returns how what was learnt in it can be carried over.
+
+        A bag is taken to lie where its place along the old directions says: their pseudo-inverse takes a place back to
+        a bag, and the new directions take that to its new place.
+        """
+        before, middle = self._directions.astype(float), self._middle.astype(float)
+        self.fit(texts)
+        squares = (before**2).sum(axis=0)  # directions are at right angles
+        turn = (before / np.where(squares > 0.0, squares, 1.0)).T @ self._directions
+        return Move(turn, middle @ turn - self._middle)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Learn the directions from `texts`. Along all of them together these have a variance of 1."""

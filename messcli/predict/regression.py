@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.predict import tuning
-from messcli.predict.latent import SIZE, LatentSpace, Placed
+from messcli.predict.latent import SIZE, LatentSpace, Move, Placed
 from messcli.predict.text import SHAPE
 from messcli.snapshots import Part
 
@@ -82,6 +82,18 @@ class Evidence:
         left = float(self.count.sum()) / total
         self._sum_y2 = float(self._sum_y**2 @ (1.0 / np.maximum(self.count, 1e-9))) + within * left
         return left
+
+    def move(self, move: Move) -> None:
+        """Carry over what was observed to where the texts lie now."""
+        self._flush()
+        turn, shift = np.eye(SIZE), np.zeros(SIZE)
+        turn[SHAPE:, SHAPE:], shift[SHAPE:] = move.turn, move.shift
+        turned = self._sum_x @ turn
+        self._gram = turn.T @ self._gram @ turn
+        self._gram += turned[:, :, None] * shift + shift[:, None] * turned[:, None, :]
+        self._gram += self.count[:, None, None] * shift[:, None] * shift
+        self._sum_x = turned + self.count[:, None] * shift
+        self._cross = self._cross @ turn + self._sum_y[:, None] * shift
 
     def centred(self) -> Centred:
         """Everything centred at each model's means and scaled, so that one penalty is right for all numbers."""
@@ -236,6 +248,12 @@ class Regression(ABC):
         if self.space.settled:
             self._lessons = Lessons(self._models)
         if lessons and self._known:
+            self.solve()
+
+    def move(self, move: Move) -> None:
+        """The settled space was fitted anew: carry over what was learnt."""
+        self._evidence.move(move)
+        if self._evidence.count.any() and self._known:
             self.solve()
 
     def discount(self, most: float) -> None:

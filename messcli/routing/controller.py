@@ -38,7 +38,12 @@ from messcli.snapshots import Part
 DEFAULT_PLAN = ""
 
 _NONE: Mapping[int, int] = {}
-_OPTIONAL = ("answers", "absences", "ahead")  # parts of a snapshot that are there when they hold something
+_OPTIONAL = (
+    "answers",
+    "absences",
+    "ahead",
+    "drift",
+)  # parts of a snapshot that are there when they hold something
 _Row = tuple[float, ...] | None  # a number for every model
 
 
@@ -134,6 +139,10 @@ class Controller:
         self._absences = Absences(models)
         self._recent = Latest(models, policy.remembers, begun=policy.begins)
         self._ahead: Ahead | None = None
+        self._look_at = (
+            0  # t at which it is looked whether prompts still differ along the directions; 0: not yet known
+        )
+        self._usual_share = 0.0  # of their variance that lay along these at the first look; 0: there was none
         self.accounts = {plan: Account() for plan in settings.alphas}
         # What even the best answer of the whole zoo reached, over explorations: how far alpha can go.
         self._best = _Running()
@@ -504,8 +513,27 @@ class Controller:
         billed += math.fsum((event.check_joules or {}).values())
         self.policy.settle(Served(event.plan, observed, estimate, decision.explored, billed))
 
+    def _follow(self) -> None:
+        """Fit the directions anew where the latest prompts differ along others, and carry over what was learnt."""
+        drift = self.tuning.drift
+        if not self.policy.remembers or not self.space.settled or self.t < self._look_at:
+            return
+        first = not self._look_at
+        self._look_at = self.t + max(drift.every, int(drift.part * self.t))
+        if first:
+            return
+        share = self.space.share(self._recent.texts(drift.looked))
+        if not self._usual_share:
+            self._usual_share = share
+        elif share < drift.share * self._usual_share:
+            move = self.space.fit_anew(self._recent.texts(drift.fitted))
+            for one in self._in_space:
+                one.move(move)
+            self._usual_share = 0.0
+
     def close_window(self) -> None:
         """End the window: all its requests are settled. The policy solves its prices now."""
+        self._follow()
         self._absences.close_window(self.t)
         recent = self._of_recent() if self.policy.wants_recent(self.accounts) else None
         looks: Sequence[Look] = ()
@@ -621,8 +649,12 @@ class Controller:
                 **answers,
                 **absences,
                 **({} if self._ahead is None else {"ahead": self._ahead.state()}),
+                **({} if not self._look_at else {"drift": self._drift()}),
             },
         )
+
+    def _drift(self) -> Part:
+        return Part("drift", values={"look_at": self._look_at, "usual_share": self._usual_share})
 
     def load(self, part: Part) -> list[str]:
         """Go on from `part`.
@@ -674,6 +706,10 @@ class Controller:
             anew.append("recent")
         else:
             self._recent.load(recent)
+        if "drift" in part.parts:
+            part.parts["drift"].check(self._drift())
+            drift = part.parts["drift"].values
+            self._look_at, self._usual_share = drift["look_at"], drift["usual_share"]
         if "ahead" in part.parts:
             self._ahead = Ahead.of(self.models, part.parts["ahead"])
         return anew

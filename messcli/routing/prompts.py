@@ -71,6 +71,12 @@ class Latest:
         prompts.estimates[place] = np.nan if decision.estimates is None else decision.estimates
         prompts.joules[place] = np.nan if decision.joules_predicted is None else decision.joules_predicted
 
+    def texts(self, count: int) -> list[str]:
+        """Of the latest ones, at most so many, in order."""
+        texts = self._prompts.texts
+        place = self._count % self._capacity if len(texts) == self._capacity else 0
+        return (texts[place:] + texts[:place])[-count:]
+
     def seen_by(self, predictor: Predictor, joules: JoulesPredictor) -> Recent | None:
         """What the predictors say of the requests now; None while one of them can't."""
         known = self._begun or predictor.samples.all()

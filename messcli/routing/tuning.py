@@ -204,6 +204,23 @@ class Ahead:
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """When directions are fitted anew, because prompts differ along others."""
+
+    looked: int = 256
+    """The latest prompts that are looked at."""
+    every: int = 512
+    """Requests from one look to the next, at the least. Raised: less time, later notice."""
+    part: float = 0.125
+    """... or this part of those settled, if that is more."""
+    share: float = 0.6
+    """The part of the variance that lies along the directions, in units of what it was at the first look, below which
+    they are fitted anew. Raised: more often, and each time something of what was learnt is lost."""
+    fitted: int = 512
+    """The latest prompts that they are fitted on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Knowledge:
     """What an earlier job taught, where one begins with it (`--learn-from`)."""
 
@@ -246,6 +263,7 @@ class Tuning:
     windows: Windows = field(default_factory=Windows)
     levels: Levels = LEVELS
     ahead: Ahead = field(default_factory=Ahead)
+    drift: Drift = field(default_factory=Drift)
     knowledge: Knowledge = field(default_factory=Knowledge)
     mix: Mix = field(default_factory=Mix)
     reach: Reach = field(default_factory=Reach)
