@@ -48,6 +48,7 @@ IDEAS: Mapping[str, Sequence[str]] = {
     "end": ("price.end=0",),
     "drift": ("margin.drift_deviation=0.000001",),
     "ahead": ("ahead.prompts=0",),  # nothing is read ahead: a pipe
+    "follow": ("drift.share=0",),  # directions stay as they are when traffic changes
     "look": (),  # no answer is looked at
 }
 
