@@ -6,6 +6,7 @@ Knows what decides and what is kept of it; knows nothing of models, rows or the 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.calibration.file import Calibration
-from messcli.errors import StateError
+from messcli.errors import InputError, StateError
 from messcli.files.requests import STDIN, open_input
 from messcli.metrics import Metric
 from messcli.records import Decision, Outcome, dumps, loads
@@ -112,7 +113,7 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     """What the period had before this input, and the input's lines. The same when a run is taken up again."""
     if total is None:
         return None
-    this = {**_identity(source), "period": period}
+    this = {**(_identity(source) or {}), "period": period}
     known = state.database.meta("input") or {}
     before = known.get("before", requests)
     if {**known, **this} != known or before + total < requests:  # another input, or another content of it
@@ -121,10 +122,13 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     return int(before) + total
 
 
-def _identity(source: str) -> dict[str, str]:
-    """Of a file, the same while it grows."""
-    with open_input(source) as handle:
-        head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()
+def _identity(source: str) -> dict[str, str] | None:
+    """Of a file, the same while it grows; None where it can't be read, which is told when routing gets there."""
+    try:
+        with open_input(source) as handle:
+            head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()
+    except (InputError, OSError, EOFError, zlib.error):
+        return None
     return {"path": str(Path(source).resolve()), "head": head}
 
 
