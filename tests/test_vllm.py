@@ -62,6 +62,10 @@ def test_without_vllm_the_cure_is_told():
             {"generation": {"temperature": 0.5}},
             "generation.temperature has no effect without sampling. Add do_s",
         ),
+        (
+            {"generation": {"thinking_token_budgets": 9}},
+            "Known are do_sample, eos_token_id, min_new_tokens, min_p",
+        ),
         ({"load": {"seed": 1}}, "load.seed: messcli sets this itself. Remove it from zoo.toml"),
         (
             {"load": {"gpu_memory_utilization": 0.5}},
@@ -192,6 +196,18 @@ class TestEngine:
 
 class TestOneCheckpoint:
     pytestmark = with_vllm
+
+    @pytest.mark.parametrize(
+        ("budget", "told"), [(64, "reasoning"), ("many", "must be a non-negative integer")]
+    )
+    def test_a_thinking_budget_reaches_the_engine(self, budget, told):
+        """These models don't think, and vLLM says so: without a reasoning parser a budget means nothing."""
+        made = create(spec(generation={"thinking_token_budget": budget}), batch_size=None)
+        try:
+            with pytest.raises(ModelError, match=told):
+                made.generate(REQUESTS[:1])
+        finally:
+            made.unload()
 
     def test_models_on_one_engine_answer_as_merged_ones_do(self, tmp_path):
         from safetensors.torch import load_file, save_file

@@ -106,9 +106,12 @@ class Checkpoint:
         options.update((key, self._own.load[key]) for key in _WHERE_FILES_ARE if key in self._own.load)
         return options
 
-    def generation_options(self, defaults: Any) -> Any:
-        """The checkpoint's own options under zoo.toml's; greedy unless zoo.toml says do_sample."""
-        options = dict(self._spec.generation)
+    def generation_options(self, defaults: Any, without: Sequence[str] = ()) -> Any:
+        """The checkpoint's own options under zoo.toml's; greedy unless zoo.toml says do_sample.
+
+        `without`: options that whatever runs the weights takes by itself.
+        """
+        options = {name: value for name, value in self._spec.generation.items() if name not in without}
         tokenizer = self.tokenizer
         for own in _OWN_OPTIONS:
             if own in options:

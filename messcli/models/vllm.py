@@ -47,6 +47,8 @@ _OPTIONS = {
 }
 # What transformers' checks want to see in [models.generation] and vLLM has under another name, or needn't be told
 _UNDERSTOOD = {*_OPTIONS, "do_sample", "eos_token_id", "pad_token_id"}
+# What SamplingParams has and transformers doesn't: how many tokens a model may think
+_ALONE = ("thinking_token_budget",)
 # options of the engine that have a field of their own
 _OWN_FIELD = {
     "model": "path",
@@ -208,7 +210,7 @@ class VllmBackend:
         adapter = self._adapter()
         if adapter is not None and (base := Path(self.spec.path)).is_dir():
             adapter.check_files(base)
-        options = self.checkpoint.generation_options(self._defaults(config))
+        options = self.checkpoint.generation_options(self._defaults(config), without=_ALONE)
         if engine.llm is None:
             self.generation_config = options
             self._start()
@@ -226,7 +228,7 @@ class VllmBackend:
                 raise self.checkpoint.error(f"vLLM isn't installed ({error})", INSTALL) from error
             try:
                 self._sampling(Request("", ""))
-            except ValueError as error:
+            except Exception as error:  # ValueError, one of its own, or TypeError: this vLLM lacks the option
                 self._give_up()
                 raise self.checkpoint.error(
                     f"generation: {' '.join(str(error).split())}", "Correct it"
@@ -343,11 +345,11 @@ class VllmBackend:
             if name in self._own.load:
                 cure = f"Set {own} on the model itself" if own else "Remove it from zoo.toml"
                 raise self.checkpoint.error(f"load.{name}: messcli sets this itself", cure)
-        unknown = next((name for name in self.spec.generation if name not in _UNDERSTOOD), None)
+        unknown = next((name for name in self.spec.generation if name not in (*_UNDERSTOOD, *_ALONE)), None)
         if unknown is not None:
             raise self.checkpoint.error(
                 f"generation.{unknown}: vLLM has no such option",
-                f"Known are {', '.join(sorted(_UNDERSTOOD))}",
+                f"Known are {', '.join(sorted((*_UNDERSTOOD, *_ALONE)))}",
             )
 
     def _defaults(self, config: Any) -> Any:
@@ -418,6 +420,7 @@ class VllmBackend:
             value = getattr(config, name, None)
             if value is not None:
                 options[theirs] = value
+        options.update((name, self.spec.generation[name]) for name in _ALONE if name in self.spec.generation)
         if config.do_sample:
             options["seed"] = seed_of(request)
         else:
