@@ -220,6 +220,7 @@ class Decision:
     larger: tuple[int, ...] = ()  # models that may be asked once `model` has answered
     checked_by: int | None = None  # the larger model that reads the answers of smaller ones
     counted_on: float | None = None  # expected accuracy of what is served in the end; None: that of `model`
+    price: float | None = None  # joules a unit of accuracy is worth, where the answer is to be looked at
     given: tuple[float, ...] | None = None  # Â_m(t) of every model once the first one's answer is looked at
     first: int | None = None  # the model whose answer was looked at
     added: int | None = None  # the model that was asked because of it

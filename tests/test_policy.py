@@ -16,7 +16,7 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.predict.latent import LatentSpace
 from messcli.predict.text import SHAPE, sparse_features
 from messcli.predict.tuning import LINEAR
-from messcli.records import Outcome, Request
+from messcli.records import Decision, Outcome, Request
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
 from messcli.routing.exploration import coin, companions, exploration_probability
@@ -25,13 +25,14 @@ from messcli.routing.policy import (
     Largest,
     MessPlus,
     RandomConstrained,
+    Recent,
     Smallest,
     View,
     cheapest_mix,
     drift_plus_penalty,
 )
 from messcli.routing.setup import Setup, create_controller
-from messcli.routing.sla import VirtualQueue
+from messcli.routing.sla import Account, VirtualQueue
 from messcli.routing.source import Recorded
 from messcli.routing.tuning import TUNING
 
@@ -333,11 +334,35 @@ def test_windows_grow_with_what_is_settled_and_end_where_the_input_does():
         assert min(sizes) >= 1
         assert sizes[0] <= max(1, TUNING.windows.start * horizon)
         assert max(sizes) <= TUNING.windows.most
-        assert sizes[-1] <= 2
+        assert sizes[-1] <= max(2, TUNING.windows.end * horizon)
     assert max(sizes) > 10_000
     unknown = [int(Auto().window(t, None)) for t in (0, 100, 1000, 10**6)]
     assert unknown == sorted(unknown)
     assert unknown[-1] == TUNING.windows.most
+
+
+def test_a_window_is_priced_on_its_own_prompts_once_all_models_are_known():
+    policy, account = Auto(4000), Account()
+    joules, easy = np.tile([1.0, 10.0], (200, 1)), np.tile([0.8, 0.95], (200, 1))
+    known, hardly = np.array([500.0, 500.0]), np.array([500.0, 3.0])
+
+    def aim(estimates, samples, window=200):
+        upcoming = Recent(estimates[:window], joules[:window], samples)
+        return policy.aim(DEFAULT_PLAN, 0.75, account, upcoming, window)
+
+    assert aim(easy, known).price < aim(easy - 0.2, known).price
+    assert aim(easy, hardly) is None
+    assert aim(easy, known, TUNING.windows.own - 1) is None
+
+
+def test_a_second_look_pays_what_its_window_does():
+    """... also where a run is taken up in the window, and the price it was decided at isn't known any more."""
+    decision = Decision(
+        9, 0, (0,), False, (0.5, 0.8), (1.0, 10.0), False, larger=(1,), given=(0.5, 0.8), price=100.0
+    )
+    policy = Auto(4000)
+    assert policy.second(DEFAULT_PLAN, decision) == 1
+    assert policy.second(DEFAULT_PLAN, replace(decision, price=20.0)) is None
 
 
 @pytest.mark.parametrize("policy", [Smallest(), Largest()])

@@ -84,6 +84,21 @@ def test_the_last_request_is_paid_for_only_where_it_is_needed():
     assert not missing.reachable
 
 
+@pytest.mark.parametrize("scatter", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("alpha", [0.65, 0.7, 0.75])
+def test_the_last_window_buys_what_is_missing_and_about_a_deviation_of_chance(scatter, alpha):
+    """No price reacts any more: it is found exactly, however many requests change their model between two prices."""
+    last = replace(START, alpha=alpha, left=4000.0, window=4000.0, spent=1e4, blind=True)
+    deviation = (last.variance / last.left) ** 0.5
+    assert 0.0 < bought(last, scatter) - alpha < 2.0 * deviation
+
+
+def test_what_is_dearer_later_is_bought_now():
+    window = replace(START, left=2000.0, window=1500.0)
+    as_dear, dearer = bought(window), bought(replace(window, dearer=3.0))
+    assert as_dear < dearer
+
+
 def test_out_of_reach_is_said_and_doubted_levels_make_it_dearer():
     assert not found(replace(START, surplus=-1e4)).reachable
     assert found(START).reachable

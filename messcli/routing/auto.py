@@ -6,9 +6,8 @@ models are asked as well (exploration.py). Knows no prompts, models or files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,12 +19,10 @@ from messcli.routing.exploration import companions, exploration_probability
 from messcli.routing.look import Looked, Options, escalate, options
 from messcli.routing.margin import Residuals, known_surplus
 from messcli.routing.policy import Recent, Served, View, Window
-from messcli.routing.price import Array, Standing, solve
+from messcli.routing.price import Array, Solution, Standing, solve
 from messcli.routing.sla import Account
 from messcli.routing.tuning import TUNING, Tuning
 from messcli.snapshots import Part
-
-_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)  # t times it, modulo 1, is spread evenly over [0, 1)
 
 
 @dataclass(slots=True)
@@ -33,16 +30,9 @@ class Promise:
     """What was found out about one plan. Accuracies are in [0, 1], prices in joules."""
 
     residuals: Residuals
-    price: float = 0.0  # lambda
-    low: float = 0.0  # a smaller price, for the part 1 - share of the requests
-    share: float = 1.0
-    reachable: bool = True  # some price buys what is missing
+    found: Solution = field(default_factory=Solution)  # as it was solved last
     spent: float = 0.0  # joules billed
     solve_at: int = 0  # settled requests of the plan at which the price is solved anew
-
-    def price_at(self, t: int) -> float:
-        """Of the t-th request."""
-        return self.price if t * _GOLDEN % 1.0 < self.share else self.low
 
     def state(self) -> Part:
         """For a snapshot."""
@@ -50,10 +40,10 @@ class Promise:
             "promise",
             version=2,
             values={
-                "price": float(self.price),
-                "low": float(self.low),
-                "share": float(self.share),
-                "reachable": self.reachable,
+                "price": float(self.found.price),
+                "low": float(self.found.low),
+                "share": float(self.found.share),
+                "reachable": self.found.reachable,
                 "spent": float(self.spent),
                 "solve_at": self.solve_at,
             },
@@ -67,8 +57,8 @@ class Promise:
             return
         part.check(self.state())
         values = part.values
-        self.price, self.low, self.share = values["price"], values["low"], values["share"]
-        self.reachable, self.spent, self.solve_at = values["reachable"], values["spent"], values["solve_at"]
+        self.found = Solution(values["price"], values["low"], values["share"], values["reachable"])
+        self.spent, self.solve_at = values["spent"], values["solve_at"]
         self.residuals.load(part.parts["residuals"])
 
 
@@ -126,19 +116,24 @@ class Auto:
 
     def window(self, t: int, left: int | None) -> float:
         windows = self.tuning.windows
-        size: float = max(windows.first, windows.growth * t)
-        if self.horizon:
-            first = min(windows.first, windows.start * self.horizon)
-            size = min(max(first, windows.growth * t), windows.left * (self.horizon - t))
+        if not self.horizon:
+            return float(min(max(windows.first, t), windows.most))
+        rest = self.horizon - t
+        growth = min(max(1.0, self.horizon / windows.few), windows.growth)
+        size = max(min(windows.first, windows.start * self.horizon), growth * t)
+        if rest > windows.end * self.horizon:
+            kept = min(max(windows.least_kept, windows.kept / self.horizon), windows.most_kept)
+            size = min(size, (1.0 - kept) * rest)
+        else:
+            size = rest
         return max(1.0, min(size, windows.most))
 
     def choose(self, view: View) -> int:
         """argmin of e_m - lambda (Â_m + optimism); ties go to the cheaper model."""
         if view.estimates is None or view.joules is None:
             return view.allowed[-1]
-        promise = self._promise(view.plan)
         estimates, joules = view.estimates, view.joules
-        price = promise.price_at(view.t)
+        price = self._aim_of(view).price_at(view.t)
         bonus = self._bonus(view, estimates)
         worth = _options(view, price, bonus).worth[0, 0].tolist() if view.looks else [0.0] * len(joules)
 
@@ -150,7 +145,7 @@ class Auto:
     @property
     def price(self) -> float | None:
         # Those of `begin` are in joules that nobody has read.
-        solved = [p.price for p in self._promises.values() if p.reachable and p.solve_at]
+        solved = [p.found.price for p in self._promises.values() if p.found.reachable and p.solve_at]
         return sum(solved) / len(solved) if solved else None
 
     def look(self, view: View, served: int) -> Looked | None:
@@ -158,27 +153,34 @@ class Auto:
         looks = [look for look in view.looks if look.model == served]
         if not larger or not looks or view.estimates is None or view.joules is None:
             return None
-        price = self._promise(view.plan).price_at(view.t)
+        price = self._aim_of(view).price_at(view.t)
         found = _options(replace(view, looks=looks), price, self._bonus(view, view.estimates))
         place = (0, 0, served)
-        return Looked(larger, bool(found.checked[place]), float(found.accuracy[place]))
+        return Looked(larger, bool(found.checked[place]), float(found.accuracy[place]), price)
 
     def second(self, plan: str, decision: Decision) -> int | None:
         if decision.given is None or decision.joules_predicted is None:
             return None
-        price = self._promise(plan).price_at(decision.t)
+        price = decision.price
+        if price is None:  # decided by an earlier version
+            price = self._promise(plan).found.price_at(decision.t)
         return escalate(decision.looks_at, decision.given, decision.joules_predicted, decision.larger, price)
+
+    def _aim_of(self, view: View) -> Solution:
+        """The window's own, or that of the last one's end."""
+        return view.aim or self._promise(view.plan).found
 
     def _bonus(self, view: View, estimates: Sequence[float]) -> list[float]:
         """What is added to the estimates of one request: none is hoped to be above 1."""
-        optimism = self._optimism(self._promise(view.plan), np.asarray(view.samples)).tolist()
+        promise, reachable = self._promise(view.plan), self._aim_of(view).reachable
+        optimism = self._optimism(promise, np.asarray(view.samples), reachable=reachable).tolist()
         return [min(more, max(1.0 - known, 0.0)) for known, more in zip(estimates, optimism, strict=True)]
 
-    def _optimism(self, promise: Promise, samples: Array) -> Array:
+    def _optimism(self, promise: Promise, samples: Array, *, reachable: bool) -> Array:
         """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""
         optimism, variance = self.tuning.optimism, promise.residuals.variance
         errors = deviations(self.tuning.levels, samples, variance)
-        if not promise.reachable:
+        if not reachable:
             return optimism.errors_unreachable * errors
         return optimism.errors * errors / np.sqrt(1.0 + variance / (errors**2 * optimism.known))
 
@@ -211,14 +213,40 @@ class Auto:
         return account.settled >= self._promise(plan).solve_at
 
     def window_closed(self, window: Window) -> None:
+        if window.blind:
+            settled = sum(account.settled for account in window.accounts.values())
+            for promise in self._promises.values():
+                promise.residuals.learnt(window.requests / max(settled, window.requests, 1))
         if window.recent is None:
             return
         for plan, alpha in window.alphas.items():
             account = window.accounts[plan]
             if self._due(plan, account):
                 promise = self._promises.setdefault(plan, self._unknown())
-                self._solve(promise, alpha, account, window.recent, window.next, window.looks)
+                self._solve(
+                    promise, alpha, account, window.recent, window.next, window.looks, blind=window.blind
+                )
                 promise.solve_at = account.settled + int(self._pace(account))
+
+    def aim(
+        self,
+        plan: str,
+        alpha: float,
+        account: Account,
+        upcoming: Recent,
+        window: int,
+        looks: Sequence[Look] = (),
+    ) -> Solution | None:
+        windows, promise = self.tuning.windows, self._promise(plan)
+        errors = deviations(self.tuning.levels, upcoming.samples, promise.residuals.variance)
+        if window < windows.own or errors.max() > windows.known:
+            return None
+        left = self._left(account)
+        twice = windows.emptier * (
+            account.settled + left
+        )  # requests of a window that take twice their joules
+        dearer = max(1.0, (1.0 + twice / max(left - window, 1.0)) / (1.0 + twice / window))
+        return self._solution(promise, alpha, account, upcoming, window, looks, blind=True, dearer=dearer)
 
     def _solve(
         self,
@@ -228,7 +256,23 @@ class Auto:
         recent: Recent,
         window: float = 1.0,
         looks: Sequence[Look] = (),
+        *,
+        blind: bool = False,
     ) -> None:
+        promise.found = self._solution(promise, alpha, account, recent, window, looks, blind=blind)
+
+    def _solution(
+        self,
+        promise: Promise,
+        alpha: float,
+        account: Account,
+        recent: Recent,
+        window: float,
+        looks: Sequence[Look],
+        *,
+        blind: bool,
+        dearer: float = 1.0,
+    ) -> Solution:
         margin, residuals = self.tuning.margin, promise.residuals
         left = self._left(account)
         gain = max(float(recent.estimates.mean(axis=0).max()) - alpha, 0.0)
@@ -242,13 +286,13 @@ class Auto:
             variance=residuals.variance,
             drift=residuals.drift(margin),
             spent=promise.spent,
+            blind=blind,
+            dearer=dearer,
         )
-        promise.reachable = True
-        bonus = np.minimum(self._optimism(promise, recent.samples), np.maximum(1.0 - recent.estimates, 0.0))
+        bonus = self._optimism(promise, recent.samples, reachable=True)
+        bonus = np.minimum(bonus, np.maximum(1.0 - recent.estimates, 0.0))
         errors = deviations(self.tuning.levels, recent.samples, residuals.variance)
-        found = solve(recent.estimates, recent.joules, bonus, errors, standing, self.tuning.price, looks)
-        promise.price, promise.low, promise.share = found.price, found.low, found.share
-        promise.reachable = found.reachable
+        return solve(recent.estimates, recent.joules, bonus, errors, standing, self.tuning.price, looks)
 
     def _left(self, account: Account) -> float:
         """Requests to come, as far as known."""

@@ -30,6 +30,7 @@ from messcli.routing.failures import Absences
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, Served, View, Window
+from messcli.routing.price import Solution
 from messcli.routing.prompts import Ahead, Latest
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.routing.tuning import TUNING, Tuning
@@ -265,8 +266,9 @@ class Controller:
         decisions = []
         # they are looked at again when they are learnt from, after the last of the window
         remember(min(len(requests) + LATEST, MOST_REMEMBERED))
-        predicted = self._predict([request.prompt for request in requests])
+        predicted = list(self._predict([request.prompt for request in requests]))
         samples = self.predictor.samples.tolist()
+        aims = self._aims(requests, predicted, looks)
         auditor = self.auditor
         later = auditor.later if auditor else 0
         for t, (request, can, (estimates, joules)) in enumerate(
@@ -283,15 +285,16 @@ class Controller:
                 model = can[-1]
             else:
                 model, others, looked = self._choose(
-                    t, plan, queues[plan], can, estimates, joules, samples, looks
+                    t, plan, queues[plan], can, estimates, joules, samples, looks, aims.get(plan)
                 )
                 taught = (
                     bool(request.references) and auditor is None
                 )  # audits choose what they ask themselves
                 asked = (*others, model) if taught else (model,)
                 explored = len(asked) > 1
-                # So many answers will be known then: what is little known is tried, but not by all at once.
-                for m in asked if taught else ():
+                # So many answers will be known then: what is little known is tried, but not by all at once. A price
+                # that was solved on these requests has counted on all of them.
+                for m in asked if taught and plan not in aims else ():
                     samples[m] += 1.0
             # Before a calibration or a reading, joules are the zoo's order in some unit: to choose by, not to tell.
             told = joules if self.joules.measured else None
@@ -302,6 +305,7 @@ class Controller:
                     larger=looked.larger,
                     checked_by=checkers[model] if looked.checked else None,
                     counted_on=estimates[model] + looked.gain,
+                    price=looked.price,
                 )
             if auditor is not None:
                 decision = auditor.decide(decision, can, samples, later)
@@ -400,6 +404,25 @@ class Controller:
         expected = np.clip(levels(prior, samples, estimates, prior.variance), 0.0, 1.0)
         return np.where(samples > 0, estimates, expected)
 
+    def _aims(
+        self, requests: Sequence[Request], predicted: Sequence[tuple[_Row, _Row]], looks: Sequence[Look]
+    ) -> Mapping[str, Solution]:
+        """By plan: the price of this window, where its size was found by the policy, on its own prompts."""
+        if self.settings.window is not None:
+            return {}
+        rows: dict[str, list[tuple[_Row, _Row]]] = {}
+        for request, row in zip(requests, predicted, strict=True):
+            rows.setdefault(request.plan or DEFAULT_PLAN, []).append(row)
+        found = {}
+        for plan, of_plan in rows.items():
+            estimates, joules = zip(*of_plan, strict=True)
+            if None in estimates or None in joules:
+                continue
+            upcoming = Recent(np.array(estimates), np.array(joules), self.predictor.samples)
+            alpha, account = self.settings.alphas[plan], self.accounts[plan]
+            found[plan] = self.policy.aim(plan, alpha, account, upcoming, len(of_plan), looks)
+        return {plan: aim for plan, aim in found.items() if aim is not None}
+
     def _choose(
         self,
         t: int,
@@ -410,6 +433,7 @@ class Controller:
         joules: tuple[float, ...] | None,
         samples: Sequence[float],
         looks: Sequence[Look],
+        aim: Solution | None,
     ) -> tuple[int, tuple[int, ...], Looked | None]:
         """(the model that serves, the ones that are asked as well, whether its answer is looked at)."""
         alpha = self.settings.alphas[plan]
@@ -426,6 +450,7 @@ class Controller:
             joules_unit=self.joules.unit,
             samples=samples,
             looks=looks,
+            aim=aim,
         )
         served = self.policy.choose(view)
         looked = self.policy.look(view, served) if looks else None
@@ -542,7 +567,15 @@ class Controller:
             looks = self.answers.looks()
         upcoming = float(self.window())
         self.policy.window_closed(
-            Window(self._in_window, self.settings.alphas, self.accounts, recent, upcoming, looks)
+            Window(
+                self._in_window,
+                self.settings.alphas,
+                self.accounts,
+                recent,
+                upcoming,
+                looks,
+                blind=self.settings.window is None,
+            )
         )
         if self.auditor is not None:
             self.auditor.close_window(self.policy.price, self._in_window)

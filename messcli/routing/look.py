@@ -38,6 +38,7 @@ class Looked:
     larger: tuple[int, ...]  # the models that may be asked after it
     checked: bool  # by a larger model
     gain: float  # expected, in accuracy
+    price: float  # joules that a unit of accuracy is worth
 
 
 def options(

@@ -37,6 +37,11 @@ class Residuals:
             self.recent_total = margin.drift_fading * self.recent_total + residual
             self.recent_weight = margin.drift_fading * self.recent_weight + 1.0
 
+    def learnt(self, part: float) -> None:
+        """A window was learnt from that is such a part of all settled requests: by about as much are estimates better
+        than those that its residuals are of."""
+        self.recent_total *= 1.0 - part
+
     def drift(self, margin: tuning.Margin) -> float:
         """The recent mean residual of chosen models, shrunk: below 0 where choices favour what is overestimated."""
         return self.drift_of(margin.drift_deviation)

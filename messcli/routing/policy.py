@@ -19,6 +19,7 @@ from messcli.records import Decision
 from messcli.routing import tuning
 from messcli.routing.exploration import coin, exploration_probability
 from messcli.routing.look import Looked
+from messcli.routing.price import Solution
 from messcli.routing.sla import Account
 from messcli.snapshots import Part
 
@@ -37,6 +38,7 @@ class View:
     joules_unit: float  # the cheapest model's mean joules, which makes V a pure number
     samples: Sequence[float]  # how many accuracies each model's estimate rests on
     looks: Sequence[Look] = ()  # at answers, as far as they are known to tell something
+    aim: Solution | None = None  # the price of the window, where it was solved on its own requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Window:
     recent: Recent | None  # None where the policy doesn't want them, and while nothing is learnt
     next: float  # requests of the window to come, as far as known
     looks: Sequence[Look] = ()  # at answers, from now on
+    blind: bool = False  # the next one's size is found by the policy: it may be large
 
 
 class Policy(Protocol):
@@ -119,6 +122,24 @@ class Policy(Protocol):
 
     def choose(self, view: View) -> int:
         """The model that is to serve."""
+        ...
+
+    def aim(
+        self,
+        plan: str,
+        alpha: float,
+        account: Account,
+        upcoming: Recent,
+        window: int,
+        looks: Sequence[Look] = (),
+    ) -> Solution | None:
+        """The price of the plan's requests of a window, solved on these; None: that of the last window's end. Pure.
+
+        Args:
+            upcoming: what the predictors say of them.
+            window: how many they are.
+            looks: at answers, as far as they are known to tell something.
+        """
         ...
 
     def companions(self, view: View, served: int) -> tuple[int, ...]:
@@ -182,6 +203,17 @@ class _Stateless:
 
     def begin(self, alphas: Mapping[str, float], recent: Recent) -> None:
         pass
+
+    def aim(
+        self,
+        plan: str,
+        alpha: float,
+        account: Account,
+        upcoming: Recent,
+        window: int,
+        looks: Sequence[Look] = (),
+    ) -> Solution | None:
+        return None
 
     def companions(self, view: View, served: int) -> tuple[int, ...]:
         return ()

@@ -21,6 +21,8 @@ from messcli.routing.look import options
 
 Array = NDArray[np.float64]
 
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)  # t times it, modulo 1, is spread evenly over [0, 1)
+
 
 def _normal(most: float, points: int) -> tuple[Array, Array]:
     """Places and weights of a normal distribution cut at `most` deviations."""
@@ -41,16 +43,22 @@ class Standing:
     variance: float  # of A - Â of one request
     drift: float  # mean A - Â of chosen models
     spent: float  # joules so far
+    blind: bool = False  # the window's size was found by the policy, and is large
+    dearer: float = 1.0  # joules of a request after the window, in those of one of the window
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """What was found. Where no single price buys what is wanted, requests are shared out between two."""
 
-    price: float  # joules per unit of accuracy
-    low: float  # the smaller one of two, or the same
-    share: float  # of the requests that are decided at `price`; the others at `low`
-    reachable: bool  # some price buys what is missing, on average
+    price: float = 0.0  # joules per unit of accuracy
+    low: float = 0.0  # the smaller one of two, or the same
+    share: float = 1.0  # of the requests that are decided at `price`; the others at `low`
+    reachable: bool = True  # some price buys what is missing, on average
+
+    def price_at(self, t: int) -> float:
+        """Of the t-th request."""
+        return self.price if t * _GOLDEN % 1.0 < self.share else self.low
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,20 @@ class Curve:
     hoped: Array  # with the optimism that the choices have
     joules: Array
     doubt: Array  # standard error of the chosen models' levels
+
+    def with_more(self, place: int, between: Curve) -> Curve:
+        """With the prices of `between`, which lie before the one at `place`. Accuracies still rise."""
+
+        def merged(values: Array, more: Array) -> Array:
+            return np.insert(values, place, more)
+
+        return Curve(
+            merged(self.prices, between.prices),
+            np.maximum.accumulate(merged(self.accuracy, between.accuracy)),
+            np.maximum.accumulate(merged(self.hoped, between.hoped)),
+            merged(self.joules, between.joules),
+            merged(self.doubt, between.doubt),
+        )
 
     def until(self, end: int) -> Curve:
         """The first `end` prices."""
@@ -165,14 +187,20 @@ def solve(
     expected = _expected(bought, standing, search)
     owed = standing.alpha * standing.left - standing.surplus
     reachable = bool(owed <= standing.left * (bought.accuracy[-1] + standing.drift))
-    logs = np.log(bought.prices)
-    enough = np.flatnonzero(bought.prices >= expected)
-    if not len(enough):
+    place = _first_enough(bought, expected)
+    for _ in range(search.closer if standing.blind else 0):
+        if not place or expected[place - 1] <= search.steep * expected[place]:
+            break
+        between = np.geomspace(bought.prices[place - 1], bought.prices[place], search.fine)[1:-1]
+        bought = bought.with_more(place, curve(estimates, joules, bonus, errors, between, looks))
+        expected = _expected(bought, standing, search)
+        place = _first_enough(bought, expected)
+    if place is None:
         price = float(expected[-1])
         return Solution(price, price, 1.0, reachable)
-    place = int(enough[0])
     if place == 0:
-        return Solution(float(grid[0]), float(grid[0]), 1.0, reachable)
+        return Solution(float(bought.prices[0]), float(bought.prices[0]), 1.0, reachable)
+    logs = np.log(bought.prices)
     # Where the line of the expected price crosses that of the price, in logarithms.
     under = math.log(expected[place - 1]) - logs[place - 1]
     over = logs[place] - math.log(expected[place])
@@ -190,6 +218,12 @@ def solve(
     step = accuracy[spot + 1] - accuracy[spot]
     share = min(max((aim - accuracy[spot]) / step, 0.0), 1.0) if step > 0.0 else 1.0
     return Solution(float(fine[spot + 1]), float(fine[spot]), float(share), reachable)
+
+
+def _first_enough(bought: Curve, expected: Array) -> int | None:
+    """The first price that isn't below the one that is expected if the window buys at it."""
+    enough = np.flatnonzero(bought.prices >= expected)
+    return int(enough[0]) if len(enough) else None
 
 
 def _nearly_all(accuracy: Array, part: float) -> int:
@@ -219,7 +253,7 @@ def _expected(bought: Curve, now: Standing, search: tuning.Price) -> Array:
         missing = owed - window * truly[:, None]  # (prices, chances), after the window
         if rest >= 1.0:
             wanted = missing / rest
-            later = np.exp(np.interp(wanted, truly, logs))
+            later = now.dearer * np.exp(np.interp(wanted, truly, logs))
             then = np.interp(wanted, truly, bought.joules)
             short = missing - rest * truly[-1]
         else:

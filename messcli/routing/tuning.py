@@ -54,6 +54,11 @@ class Price:
     """Prices looked at between two of them, to share requests out."""
     flat: float = 0.02
     """Fall of the expected price from one of them to the next, above which requests are shared out."""
+    steep: float = 2.0
+    """Fall of the expected price from one of them to the next, as a factor, above which prices between are looked at,
+    where a window is decided before the price reacts: there the best price may lie anywhere between."""
+    closer: int = 3
+    """Times that this is done at the most. Raised: exacter, more time."""
     nearly: float = 0.98
     """Part of the accuracy that can be bought beyond which a price buys the estimates' noise. Raised: full effort
     costs more."""
@@ -138,17 +143,38 @@ class Exploration:
 class Windows:
     """How many requests are decided together (`--window auto`)."""
 
-    first: int = 64
+    first: int = 128
     """The first window, requests."""
     start: float = 0.05
     """... at most this part of the requests in all. Raised: short jobs decide more of them on nothing."""
-    growth: float = 1.0
-    """The next windows, in requests settled. Raised: engines are fuller, decisions rest on less."""
-    left: float = 0.5
-    """The largest part of the requests left that a window takes. Raised: fewer windows near the end, and less
-    chance to repair what a window missed."""
+    growth: float = 4.0
+    """The next windows, in requests settled, on long jobs. Raised: engines are fuller, decisions rest on less."""
+    few: float = 3000.0
+    """Requests in all, of a job whose windows grow by as many as are settled; they grow in proportion on longer jobs.
+    Raised: windows grow more slowly."""
+    kept: float = 850.0
+    """The part of the requests left that a window leaves for later, times the requests in all. Raised: more windows
+    near the end, and more chance to repair what a window missed."""
+    least_kept: float = 0.05
+    """That part at the least."""
+    most_kept: float = 0.5
+    """... and at the most."""
     most: int = 16_384
     """Requests."""
+    emptier: float = 0.08
+    """The part of all requests that a window has on engines which stay so empty that each takes twice its joules in
+    full load. What is bought after a window is dearer by what this says of the rest and of the window. Raised: a window
+    before a short rest buys what is missing itself, so that the last ones need no dear model."""
+    end: float = 0.005
+    """The part of all requests that the last window takes where no more are left. Raised: fewer windows at the end, and
+    alpha is met less exactly."""
+    known: float = 0.06
+    """Accuracy: the largest standard error of a model's level at which a window's price is solved on its own prompts.
+    Raised: sooner. What is less known is tried by a part of a window, at the price of the last one's end."""
+    own: int = 64
+    """Requests of a plan in a window from which on its price is solved on their own prompts. Raised: smaller windows
+    are decided at a price that was solved on the latest requests. Those were learnt from, so that their estimates are
+    too good."""
     least: int = 8
     """The first windows where a size is given, requests; the next ones take as many as are settled."""
 
