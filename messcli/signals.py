@@ -20,6 +20,16 @@ class Stop:
     signal: int | None = None  # the first one that came
     in_hand: bool | None = None  # something is being worked on; None before the first of it
     halted: bool = False  # the work itself wants to end
+    is_loading: bool = False  # a model is, in the main thread: nothing is lost by ending that
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """The first signal that comes meanwhile raises LoadingStopped."""
+        self.is_loading = True
+        try:
+            yield
+        finally:
+            self.is_loading = False
 
     def halt(self) -> None:
         """End the work in hand as the first signal does."""
@@ -35,6 +45,10 @@ class NothingInHand(BaseException):
     """A signal came while input was being waited for, maybe for ever: nothing is lost by stopping there."""
 
 
+class LoadingStopped(BaseException):
+    """A signal came while a model was loading, which may take minutes: what was answered is kept."""
+
+
 @contextmanager
 def stop_signals(tell: Callable[[str], None], work: str) -> Iterator[Stop]:
     """SIGINT and SIGTERM end a run after the `work` in hand, which sees `Stop.signal`.
@@ -42,6 +56,7 @@ def stop_signals(tell: Callable[[str], None], work: str) -> Iterator[Stop]:
     Raises (in the main thread, wherever it is):
         Interrupted: on a second signal, or before there was anything in hand.
         NothingInHand: on the first signal, where `in_hand` is False.
+        LoadingStopped: on the first signal, while `loading`.
     """
     stop = Stop()
 
@@ -51,6 +66,8 @@ def stop_signals(tell: Callable[[str], None], work: str) -> Iterator[Stop]:
         stop.signal = number
         if not stop.in_hand:
             raise NothingInHand
+        if stop.is_loading:
+            raise LoadingStopped
         with suppress(RuntimeError):  # the signal came in the middle of a line to the terminal
             tell(f"stopping after the {work} in hand (again: stop now)")
 

@@ -92,6 +92,8 @@ class ToyBackend(InBatches):
         self.context_length = spec.max_prompt_tokens
 
     def load(self) -> None:
+        if not self.loaded and (delay := os.environ.get(f"TOY_LOAD_{self.spec.name}")):
+            time.sleep(float(delay))
         self.loaded = True
 
     def unload(self) -> None:

@@ -528,6 +528,20 @@ def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(server: 
         assert {path.name for path in broken.iterdir()} == {path.name for path in clean.iterdir()}
 
 
+@pytest.mark.parametrize("window", ["8", "4096"])
+def test_a_signal_while_a_model_loads_is_obeyed_at_once(server: Server, window: str) -> None:
+    options = [*PLAIN, "--window", window]
+    case = Case(server, "loading", [*requests(30)], output="out.jsonl", options=options)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        case.start_anew()
+        ended = case.run(environment={"TOY_LOAD_large": "30"}, signals=[(1.5, number)])
+        assert ended.status == code, ended.stderr
+        assert ended.seconds < 4
+        assert "Traceback" not in ended.stderr
+        assert "run the same command again to go on" in ended.stderr.strip().splitlines()[-1]
+        case.go_on()
+
+
 def test_a_signal_ends_a_pause_at_once(server: Server) -> None:
     options = [*PLAIN, "--window", "8", "--patience", "60"]
     case = Case(server, "paused", [*requests(30)], output="out.jsonl", options=options)

@@ -6,6 +6,7 @@ Knows which model runs where and who meters it; nothing of how a model is chosen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from messcli.calibration.file import Calibration
@@ -17,6 +18,7 @@ from messcli.models.backend import Backend, OtherProcesses, SelfMetered, create,
 from messcli.models.billing import Loads
 from messcli.models.live import Live
 from messcli.records import Answer, Asked, Request
+from messcli.signals import Stop
 from messcli.zoo import JudgeSpec, ModelSpec, ServerOptions, Zoo
 
 
@@ -26,7 +28,7 @@ def open_live(
     metric: Metric,
     tell: Callable[[str], None],
     weights: Mapping[str, Weight] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    stop: Stop | None = None,
     judge: JudgeSpec | None = None,
 ) -> Live:
     """The zoo's models as a source of outcomes; nothing is loaded yet.
@@ -34,7 +36,7 @@ def open_live(
     Args:
         tell: takes lines for the user.
         weights: how joules are split over the requests that ran together, by model.
-        stopping: whether the run was told to stop.
+        stop: says whether the run was told to stop.
         judge: one more model, after those of the zoo.
 
     Raises:
@@ -60,7 +62,8 @@ def open_live(
         metric,
         max_loaded=running.max_loaded,
         weights=weights,
-        stopping=stopping,
+        stopping=lambda: stop is not None and stop.is_set,
+        loading=nullcontext if stop is None else stop.loading,
         tariff=zoo.tariff,
         checkers=zoo.checkers if meter.reads_checks else {},
     )
@@ -76,11 +79,11 @@ class LazyLive:
         metric: Metric,
         calibration: Calibration | None,
         tell: Callable[[str], None],
-        stopping: Callable[[], bool],
+        stop: Stop,
         judge: JudgeSpec | None = None,
     ) -> None:
         self.names = zoo.names
-        self._stopping = stopping
+        self._stop = stop
         self._judge = judge
         self._running = running
         self._calibration = calibration
@@ -95,7 +98,7 @@ class LazyLive:
             calibration = self._calibration
             weights = {} if calibration is None else calibration.weights()
             self._live = open_live(
-                self._running, self._zoo, self._metric, self._tell, weights, self._stopping, self._judge
+                self._running, self._zoo, self._metric, self._tell, weights, self._stop, self._judge
             )
             self._tell(
                 "energy: not calibrated: E_m(t) is learnt from what is read (`messcli calibrate` gives it a start)"

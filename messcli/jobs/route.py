@@ -124,7 +124,7 @@ def run_job(
                 truth.scored,
                 calibration,
                 tell,
-                lambda: stop.is_set,
+                stop,
                 truth.judge,
             )
         )

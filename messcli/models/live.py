@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from queue import Empty, SimpleQueue
 
 from messcli.energy import EnergyLedger, Weight
@@ -18,7 +18,7 @@ from messcli.models.billing import Billing, Loads
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
 from messcli.records import Answer, Asked, Outcome, Request
-from messcli.signals import WORKERS
+from messcli.signals import WORKERS, LoadingStopped
 from messcli.tariff import FREE, Tariff
 
 GRACE_SECONDS = 5.0  # that answers which are being made get, when the run is told to stop
@@ -41,6 +41,7 @@ class Live:
         max_loaded: models in memory at a time, those on the same weights as one; None: as many as there is memory for.
         weights: model -> how its batches' joules are split; by tokens where it isn't said.
         stopping: whether the run was told to stop.
+        loading: within it, a signal raises LoadingStopped.
         tariff: what joules and tokens cost.
         checkers: model -> the larger one that reads its answers.
     """
@@ -54,6 +55,7 @@ class Live:
         max_loaded: int | None = None,
         weights: Mapping[str, Weight] | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        loading: Callable[[], AbstractContextManager[None]] = nullcontext,
         tariff: Tariff = FREE,
         checkers: Mapping[int, int] | None = None,
     ) -> None:
@@ -63,6 +65,7 @@ class Live:
         self._ledger = ledger
         self._metric = metric
         self._stopping = stopping
+        self._loading = loading
         self._residency = Residency(backends, max_loaded)
         weights = weights or {}
         beside = [m for m, backend in enumerate(backends) if backend.spec.beside]
@@ -130,8 +133,12 @@ class Live:
         try:
             with self._ledger.window(eager=True):
                 while (todo := sorted(waiting.keys() - shares.keys())) and not self._stopping():
-                    with self._ledger.overhead_of(LOADING):
-                        together = self._residency.load_round(todo)
+                    try:
+                        with self._ledger.overhead_of(LOADING), self._loading():
+                            together = self._residency.load_round(todo)
+                    except LoadingStopped:  # half a model is in memory, and the process ends
+                        self.left_behind = True
+                        break
                     shares.update((m, waiting.pop(m)) for m in together)
                     requests = {m: [asked[position][0] for position in shares[m]] for m in together}
                     with closing(self._run(requests)) as arriving:
