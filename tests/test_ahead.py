@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from messcli.predict.text import SHAPE
 from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.tuning import TUNING
 from messcli.snapshots import Part
 
 # ---- the sample ----------------------------------------------------------------------------------
@@ -146,6 +148,21 @@ def test_a_job_that_was_read_ahead_goes_on_exactly(cut: int, size: int) -> None:
         assert (
             np.array_equal(value, other, equal_nan=True) if isinstance(value, np.ndarray) else value == other
         )
+
+
+def test_prices_know_what_is_to_come_once_enough_is_settled() -> None:
+    lines, source = table(900)
+    lines[600:] = [replace(line, prompt="unlike " * 20 + line.prompt) for line in lines[600:]]
+    sample = reservoir([line.prompt for line in lines], 300, 0)
+    with_prices, without = controller_of(sample, 900), controller_of(sample, 900)
+    without.read_ahead(())  # the directions stay
+    served = [
+        [line.decision.model for chunk in chunks(lines, one, source) for line in chunk.lines]
+        for one in (with_prices, without)
+    ]
+    after = TUNING.ahead.after
+    assert served[0][:after] == served[1][:after]
+    assert served[0][after:] != served[1][after:]
 
 
 # ---- route ---------------------------------------------------------------------------------------

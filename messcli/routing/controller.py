@@ -169,7 +169,7 @@ class Controller:
         """What requests to come are like now: those that were read ahead, and the latest ones where these are few; None
         while one of them isn't known."""
         recent = self._recent.seen_by(self.predictor, self.joules)
-        if self._ahead is not None:
+        if self._ahead is not None and (recent is None or self.t >= self.tuning.ahead.after):
             recent = self._ahead.before(recent, self.t, self.predictor, self.joules, self.tuning.ahead.least)
         return None if recent is None else replace(recent, estimates=self._of_all(recent.estimates))
 

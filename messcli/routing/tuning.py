@@ -225,6 +225,11 @@ class Ahead:
 
     prompts: int = 1000
     """A sample of so many is taken. Raised: less noise, more time; 0: nothing is read ahead."""
+    after: int = 500
+    """Settled requests from which prices are solved on prompts to come; before, on the latest. What is known of few
+    requests fits these better than others, and prices are tuned to that: solved on others from the start, jobs of
+    300 requests cost 0.1 to 0.2 more at 0.2 (docs/evidence/routing.md#hard-traffic). Raised: later notice of what is
+    to come."""
     least: int = 200
     """Prompts that a price is solved on at the least: the latest ones make up what is lacking near the end."""
 
