@@ -388,18 +388,19 @@ class EnergyLedger:
         return taken
 
     @contextmanager
-    def window(self, *, eager: bool = False) -> Iterator[None]:
+    def window(self, *, eager: bool = False, goes_on: bool = False) -> Iterator[None]:
         """One window of the loop; its calls' joules are known when it closes, also by an exception.
 
         Args:
             eager: settle calls that are long enough as soon as they end.
+            goes_on: it is more of the work before it, which a failed counter doesn't end: its joules are unknown.
 
         Closing may wait for a counter's tick, two periods at most.
 
         Raises:
             MeterError: that an earlier window met, before anything runs.
         """
-        if self.fault is not None:
+        if self.fault is not None and not goes_on:
             raise self.fault
         if self._spans is not None:
             raise RuntimeError("a window is open already")

@@ -108,17 +108,19 @@ class Live:
             taken = len(asked)
 
         collect()
+        first = True
         while waiting:
-            yield from self._answers(asked, waiting, collect)
+            yield from self._answers(asked, waiting, collect, goes_on=not first)
             if self._stopping():
                 return
+            first = False
             collect()
 
     def _answers(
-        self, asked: Asked, waiting: dict[int, list[int]], collect: Callable[[], None]
+        self, asked: Asked, waiting: dict[int, list[int]], collect: Callable[[], None], *, goes_on: bool
     ) -> Iterator[Sequence[Answer]]:
         """Run every model that something waits for, once. What a larger one is asked meanwhile is part of its share;
-        what one is asked that has had its turn stays in `waiting`."""
+        what one is asked that has had its turn stays in `waiting`. `goes_on`: it is the same window as before."""
         shares: dict[int, list[int]] = {}  # what each model ran, taken out of `waiting`
 
         def scored(m: int, answers: Sequence[tuple[int, Billed]]) -> list[Answer]:
@@ -131,7 +133,7 @@ class Live:
         failure: Exception | None = None
         whole = False
         try:
-            with self._ledger.window(eager=True):
+            with self._ledger.window(eager=True, goes_on=goes_on):
                 while (todo := sorted(waiting.keys() - shares.keys())) and not self._stopping():
                     try:
                         with self._ledger.overhead_of(LOADING), self._loading():
