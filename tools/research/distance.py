@@ -3,9 +3,9 @@
     python tools/research/distance.py TABLE... [--orders 0:3] [--at 0.2,0.5,0.8] [--window auto|N] [--rows N]
         [--no-look] [--metric NAME] [--out FILE]
 
-`informed` serves argmin e - price x Â at the one price that meets alpha, with Â and e of each request from ridge
-regressions on the other half of the table, where every model had answered. The rest of a run's bill is taken apart by
-running it again with something known that it had to learn:
+`informed` serves argmin e - price x Â at the prices, two at the most, that meet alpha, with Â and e of each request
+from ridge regressions on the other half of the table, where every model had answered. The rest of a run's bill is
+taken apart by running it again with something known that it had to learn:
 
 levels         the models' mean accuracies
 slopes         how accuracy and joules depend on prompts, as `informed` knows it
@@ -37,6 +37,7 @@ from messcli.predict.latent import Placed
 from messcli.predict.ridge import RidgePredictor
 from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.loop import Settled, chunks
+from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
 from messcli.simulation.hindsight import static_mix
 from messcli.simulation.runs import alphas_at
@@ -134,16 +135,21 @@ def informed_estimates(table: OutcomeTable) -> tuple[Array, Array]:
 
 
 def informed_bill(table: OutcomeTable, accuracies: Array, joules: Array, alpha: float) -> tuple[float, float]:
-    """(mean joules, joules per unit of accuracy) of the cheapest price whose choices truly reach alpha."""
-    prices = np.geomspace(1e-3 * joules.mean(axis=0).min(), 1e4 * joules.mean(axis=0).max(), 600)
+    """(mean joules, joules per unit of accuracy) of the cheapest mix of two prices whose choices truly reach alpha."""
+    prices = np.geomspace(1e-3 * joules.mean(axis=0).min(), 1e4 * joules.mean(axis=0).max(), 300)
     rows = np.arange(len(joules))
-    bills = []
+    bought: dict[float, float] = {}  # mean accuracy -> mean joules
     for price in prices.tolist():
         chosen = np.argmin(joules - price * accuracies, axis=1)
-        bills.append((table.joules[rows, chosen].mean(), table.accuracies[rows, chosen].mean(), price))
-    enough = [bill for bill in bills if bill[1] >= alpha - 1e-9]
-    best = min(enough, default=max(bills, key=lambda bill: bill[1]))
-    return float(best[0]), float(best[2])
+        accuracy = float(table.accuracies[rows, chosen].mean())
+        bill = float(table.joules[rows, chosen].mean())
+        bought[accuracy] = min(bill, bought.get(accuracy, bill))
+    found, bills = list(bought), list(bought.values())
+    low, high, part = cheapest_mix(found, bills, alpha)
+    gained = found[high] - found[low]
+    return bills[low] + part * (bills[high] - bills[low]), (
+        bills[high] - bills[low]
+    ) / gained if gained else 0.0
 
 
 @dataclass(frozen=True, slots=True)
