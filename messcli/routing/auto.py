@@ -284,7 +284,7 @@ class Auto:
             left=left,
             window=max(float(window), self._pace(account)),
             variance=residuals.variance,
-            drift=residuals.drift(margin),
+            drift=residuals.drift_of(margin.blind_deviation if blind else margin.drift_deviation),
             spent=promise.spent,
             blind=blind,
             dearer=dearer,

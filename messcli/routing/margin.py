@@ -42,12 +42,9 @@ class Residuals:
         than those that its residuals are of."""
         self.recent_total *= 1.0 - part
 
-    def drift(self, margin: tuning.Margin) -> float:
-        """The recent mean residual of chosen models, shrunk: below 0 where choices favour what is overestimated."""
-        return self.drift_of(margin.drift_deviation)
-
     def drift_of(self, deviation: float) -> float:
-        """The same, shrunk as if it were expected to be so far from 0."""
+        """The recent mean residual of chosen models, below 0 where choices favour what is overestimated; shrunk, as if
+        it were expected to be so far from 0."""
         return self.recent_total / (self.recent_weight + self.variance / deviation**2)
 
     def state(self) -> Part:

@@ -94,6 +94,9 @@ class Margin:
     drift_deviation: float = 0.02
     """Accuracy: how far off the Â of chosen models are expected to be on average. Lowered: what was seen of it
     counts less; 0.01 and 0.005 gain nothing (docs/evidence/routing.md#what-each-idea-is-worth)."""
+    blind_deviation: float = 0.005
+    """The same in windows whose size was found. There what is seen of it is largely what has been learnt since. Raised:
+    alpha is exceeded by 0.01 on `mmlu_pro` where it was bad luck (docs/evidence/routing.md#windows)."""
     audit: float = 1.65
     """Standard errors of margin for what isn't observed: 95 %, one-sided. Raised: alpha is kept more often without
     references, for more joules (docs/evidence/routing.md#hard-traffic)."""
@@ -161,7 +164,7 @@ class Windows:
     """... and at the most."""
     most: int = 16_384
     """Requests."""
-    emptier: float = 0.08
+    emptier: float = 0.03
     """The part of all requests that a window has on engines which stay so empty that each takes twice its joules in
     full load. What is bought after a window is dearer by what this says of the rest and of the window. Raised: a window
     before a short rest buys what is missing itself, so that the last ones need no dear model."""
