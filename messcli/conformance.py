@@ -448,11 +448,29 @@ def _shares_its_weights(backend: Backend) -> None:
     other.unload()
 
 
+def _weighs_options_or_tells_none(backend: Backend) -> None:
+    """Of a request with `options`: a probability for each, or none at all. It changes nothing of others beside it."""
+    plain = _asked()[:2]
+    options = ("a", "b")
+    *weighed, beside = backend.generate([*(replace(one, options=options) for one in plain), plain[0]])
+    _hold(
+        beside.output == backend.generate(plain[:1])[0].output,
+        "a request answers otherwise beside one with options",
+    )
+    _hold(beside.weights is None, "a request without options has weights")
+    for answer in weighed:
+        if answer.weights is not None:
+            _hold(len(answer.weights) == len(options), "not one weight for each option")
+            _hold(all(0.0 <= weight <= 1.0 + 1e-6 for weight in answer.weights), "a weight is no probability")
+            _hold(answer.output_tokens <= 1, "more than a token was written to weigh options")
+
+
 BACKEND: tuple[Callable[[Backend], None], ...] = (
     _loads_on_demand_and_unloads,
     _plans_each_request_once,
     _answers_in_order_and_counts_tokens,
     _streams_what_it_generates,
+    _weighs_options_or_tells_none,
     _shares_its_weights,
 )
 

@@ -140,6 +140,18 @@ WRONG: dict[str, tuple[Any, ...]] = {
         conformance.BACKEND,
         _subclass(_Backend, plan=lambda self, requests: [[0]])(),
     ),
+    "a backend whose weights are no probabilities": (
+        conformance.BACKEND,
+        _subclass(
+            _Backend,
+            _generation=lambda self, request: Generation(
+                request.prompt,
+                self.prompt_tokens(request),
+                1,
+                weights=(2.0, 0.0) if request.options else None,
+            ),
+        )(),
+    ),
     "a backend that stays loaded": (conformance.BACKEND, _subclass(_Backend, unload=lambda self: None)()),
     "a dialect that reads nothing": (
         conformance.DIALECT,

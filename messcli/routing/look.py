@@ -55,7 +55,8 @@ def options(
         joules: E_m(x), the same; inf for a model that can't take the request.
         looks: as far as known.
         prices: joules per unit of accuracy, (prices,).
-        bonus: the optimism that choices add to Â, as `estimates`: of what serves in the end, not of what is looked at.
+        bonus: the optimism that choices add to Â, as `estimates`. A model's own doesn't count where a larger one
+            serves.
     """
     bonus = np.zeros_like(estimates) if bonus is None else np.broadcast_to(bonus, estimates.shape)
     shape = (len(prices), *estimates.shape)
@@ -77,7 +78,9 @@ def options(
 def _expected(
     estimates: Array, joules: Array, shifts: Array, prices: Array, bonus: Array
 ) -> tuple[Array, Array, Array]:
-    """Mean (gain in accuracy, the same with optimism, joules) over typical answers, (prices, requests) each.
+    """Mean (gain in accuracy, the same less the optimism that is lost, joules) over typical answers.
+
+    (prices, requests) each.
 
     Args:
         estimates, bonus: of the model and the larger ones, (requests, 1 + larger).
@@ -88,15 +91,15 @@ def _expected(
     gains = given[:, :, 1:] - given[:, :, :1]  # (requests, typical, larger)
     best = np.full((len(prices), *gains.shape[:2]), 0.0)
     gain, hoped, more = np.zeros_like(best), np.zeros_like(best), np.zeros_like(best)
-    better_known = bonus[:, 1:] - bonus[:, :1]  # (requests, larger)
     for k in range(gains.shape[2]):
         own = gains[:, :, k]
-        with_bonus = own + better_known[:, k, None]
-        worth = prices[:, None, None] * with_bonus - joules[:, k, None]
+        worth = prices[:, None, None] * own - joules[:, k, None]
         better = worth > best
         best = np.where(better, worth, best)
         gain = np.where(better, own, gain)
-        hoped = np.where(better, with_bonus, hoped)
+        hoped = np.where(
+            better, own - bonus[:, :1], hoped
+        )  # the model's own optimism is lost with its answer
         more = np.where(better, joules[:, k, None], more)
     return gain.mean(axis=2), hoped.mean(axis=2), more.mean(axis=2)
 

@@ -60,7 +60,11 @@ def written(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         pairs = [
             (at, order) for variant, at, order in ratios if variant == WITH and (WITHOUT, at, order) in ratios
         ]
-        seen = sorted({order for _, order in pairs})
+        # orders that were run at every place
+        seen = sorted({o for _, o in pairs if all((place, o) in pairs for place in places)})
+        pairs = [pair for pair in pairs if pair[1] in seen]
+        if not seen:
+            continue
         by_order = np.array(
             [
                 np.mean(
@@ -74,20 +78,19 @@ def written(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             ]
         )
         means = [float(np.mean([ratios[(variant, *pair)] for pair in pairs])) for variant in (WITHOUT, WITH)]
-        error = float(by_order.std(ddof=1) / np.sqrt(len(seen))) if len(seen) > 1 else float("nan")
+        error = f" ± {by_order.std(ddof=1) / np.sqrt(len(seen)):.3f}" if len(seen) > 1 else ""
         by_place = ", ".join(
             f"{np.mean([ratios[(WITH, *pair)] for pair in pairs if pair[0] == place]):.2f}"
             for place in places
         )
         kept = ", ".join(
-            f"{sum(row['kept'] for row in own if row['variant'] == variant)}/"
-            f"{sum(row['variant'] == variant for row in own)}"
+            f"{sum(row['kept'] for row in own if row['variant'] == variant and row['order'] in seen)}/{len(pairs)}"
             for variant in (WITHOUT, WITH)
         )
         differences.append(float(by_order.mean()))
         yield (
-            f"| `{table}` ({len(seen)} orders) | {window} | {means[0]:.3f} | **{means[1]:.3f}** "
-            f"| {by_order.mean():+.3f} ± {error:.3f} | {by_place} | {kept} |"
+            f"| `{table}` ({len(seen)} order{'s' * (len(seen) > 1)}) | {window} | {means[0]:.3f} | **{means[1]:.3f}** "
+            f"| {by_order.mean():+.3f}{error} | {by_place} | {kept} |"
         )
     yield ""
     yield f"Mean difference over these rows: {np.mean(differences):+.3f}."
