@@ -273,3 +273,29 @@ def test_what_stands_in_the_way_is_left_alone(server: Server, tmp_path: Path) ->
     mine.unlink()
     job.route()
     assert not any("error" in row for row in job.rows())
+
+
+def test_a_row_that_the_metric_failed_on_stands_and_is_not_asked_again(
+    server: Server, tmp_path: Path
+) -> None:
+    job = Job(server, tmp_path)
+    job.write([*requests(20)])
+    job.route(status=4, environment={"METRIC_CRASH": "raise:12"})
+    errors = [row for row in job.rows() if "error" in row]
+    assert len(errors) == 1
+    assert errors[0]["output"]
+    ended = job.route(status=4)
+    assert "0 routed" in ended.stderr
+    assert "1 row of the output has `error`" in ended.stderr
+    assert job.query("SELECT sum(failed) FROM accounts") == [(0,)]
+
+
+def test_record_asks_again_for_what_no_model_answered(server: Server, tmp_path: Path) -> None:
+    job = Job(server, tmp_path)
+    job.args = ["record", "in.jsonl", "-o", "out.jsonl", "--meter", "replay:joules.jsonl"]
+    job.write(flaky(20))
+    job.route(status=4, environment=FLAKY)
+    job.route()
+    assert all(len(row["models"]) == 2 for row in job.rows())
+    assert not any("error" in model for row in job.rows() for model in row["models"].values())
+    assert [row["id"] for row in job.rows()] == [line["id"] for line in requests(20)]

@@ -123,7 +123,7 @@ def record(quiet: bool, checks: bool, **options: Any) -> None:
     _exit_if_stopped(summary.run.stopped_by)
     if quiet:
         say(*summary.run.failures())
-    if summary.incomplete or summary.run.failed:
+    if summary.incomplete or summary.run.failed or summary.run.standing:
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 

@@ -55,6 +55,7 @@ class Job:
     controller: CreateController
     row: MakeRow
     audits: bool = False  # it may do without references
+    scores: bool = False  # a row that the metric failed on has `error`
 
 
 def route(
@@ -75,7 +76,7 @@ def route(
     make = partial(routed_row, writing=config.writing)
     write = None if config.reading.format is None else load_dialect(config.reading.format).write
     row = make if write is None else lambda line, names: write(make(line, names))
-    job = Job(create_controller, row, audits=True)
+    job = Job(create_controller, row, audits=True, scores=True)
     return run_job(config, job, on_progress, tell)
 
 
@@ -146,6 +147,7 @@ def run_job(
             look=truth.look(len(zoo.models)),
             readers=readers,
             linger=math.inf if config.reading.linger is None else config.reading.linger,
+            scores=job.scores,
             pause=Patience(config.running.patience, stop, tell),
             halt=stop.halt if config.reading.on_error == "stop" else None,
         )

@@ -136,6 +136,7 @@ class Session:
     readers: Sequence[Reader] = ()
     linger: float = math.inf  # seconds from a window's first line, after which it closes with what has come
     pause: Pauses = no_pause  # while no model is there
+    scores: bool = False  # a row that the metric failed on has `error`
     halt: Callable[[], None] | None = (
         None  # ends the source at the first request that fails; None: it is a row
     )
@@ -280,12 +281,18 @@ class Session:
             joules=None if outcome is None else outcome.joules,
             billed_joules=line.billed_joules,
             queue=line.queue,
-            fault=_fault(line),
+            fault=self._fault(line),
             identity=json.dumps(request.id) if request.has_own_id else None,
             input_line=request.line,
             period=self.period if served is None else None,
             mends=request.mends,
         )
+
+    def _fault(self, line: Settled) -> Fault | None:
+        """Whose trouble it is that its row has `error`; None: it has none."""
+        if line.served is None:
+            return owner(list(line.outcomes.values()))
+        return "run" if self.scores and line.outcomes[line.served].unscored is not None else None
 
     def _energy(self, chunk: Chunk) -> Energy:
         names = self.source.names
@@ -313,13 +320,6 @@ class Session:
                 if check.joules is not None and check.meter is not None
             ]
         )
-
-
-def _fault(line: Settled) -> Fault | None:
-    """Whose trouble it is that its row has `error`; None: it has none."""
-    if line.served is None:
-        return owner(list(line.outcomes.values()))
-    return None if line.outcomes[line.served].unscored is None else "run"
 
 
 def _kind(line: Settled, m: int) -> str:

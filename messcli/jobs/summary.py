@@ -198,7 +198,8 @@ class Summary:
         if self.first_error is not None:
             rows.append(("first error", self.first_error))
         if self.standing > self.failed + self.unscored:
-            rows.append(("errors", f"{self.standing} rows of the output have `error`"))
+            which = "row of the output has" if self.standing == 1 else "rows of the output have"
+            rows.append(("errors", f"{self.standing} {which} `error`"))
         if self.first_error is None and not self.routed:
             why = (
                 "every line of the input is finished"
