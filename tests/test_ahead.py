@@ -49,10 +49,8 @@ def test_every_item_is_as_likely() -> None:
     assert all(abs(count - expected) < 4.5 * deviation for count in counts.values())
 
 
-def ahead(
-    path: Path, size: int = 5, limit: int | None = None, dialect: str | None = None
-) -> list[tuple[int, str]]:
-    return prompts_ahead(str(path), InputFields(), dialect, limit=limit, size=size, seed=1)
+def ahead(path: Path, size: int = 5, dialect: str | None = None) -> list[tuple[int, str]]:
+    return prompts_ahead(str(path), InputFields(), dialect, size=size, seed=1)
 
 
 def test_a_sample_of_a_file_has_the_prompts_of_its_places(tmp_path: Path) -> None:
@@ -66,7 +64,6 @@ def test_a_sample_of_a_file_has_the_prompts_of_its_places(tmp_path: Path) -> Non
     assert max(place for place, _ in found) > 40
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
     assert ahead(tmp_path / "in.jsonl.gz", size=20) == found
-    assert all(place < 10 for place, _ in ahead(tmp_path / "in.jsonl", size=20, limit=10))
     assert len(ahead(tmp_path / "in.jsonl", size=1000)) == 50  # all of it, without the bad line
 
 

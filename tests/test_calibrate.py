@@ -869,12 +869,15 @@ def test_batches_are_split_by_the_calibrated_coefficients(calibrated: Path) -> N
     assert parts == pytest.approx([10 * value / sum(truth) for value in truth], rel=0.05)
 
 
-def test_a_counter_that_fails_in_the_last_window_is_told(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no_look", [True, False])
+def test_a_counter_that_fails_in_the_last_window_is_told(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch, no_look: bool
+) -> None:
     folder = zoo.parent
     write_requests(folder, 8)
     monkeypatch.setattr(CountedBackend, "fail_after", 0)
     with pytest.raises(MeterError, match="the counter is gone"):
-        routed(folder, "out.jsonl", window=8)
+        routed(folder, "out.jsonl", window=8, no_look=no_look)
     rows = rows_of(folder / "out.jsonl")
     assert len(rows) == 8
     assert all(row["joules"] is None and row["output"] for row in rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterable
-from itertools import chain, islice
+from itertools import chain
 from typing import TypeVar
 
 from messcli.errors import InputError
@@ -35,19 +35,16 @@ def reservoir(items: Iterable[Item], size: int, seed: int) -> list[tuple[int, It
 
 
 def prompts_ahead(
-    path: str, fields: InputFields, dialect: str | None, *, limit: int | None, size: int, seed: int
+    path: str, fields: InputFields, dialect: str | None, *, size: int, seed: int
 ) -> list[tuple[int, str]]:
     """Prompts of a sample of a file's lines, with the places of these among its lines.
 
     Lines are parsed when they were chosen: a pass takes about as long as counting them. None where the file can't
     be read, which is told when routing gets there.
-
-    Args:
-        limit: of lines; None: all.
     """
     try:
         with open_input(path) as handle:
-            lines = islice((line for line in Lines(handle) if line.rstrip()), limit)
+            lines = (line for line in Lines(handle) if line.rstrip())
             first = next(lines, b"")
             sample = reservoir(chain([first] * bool(first), lines), size, seed)
         # the first line tells the dialect, whether it was chosen or not

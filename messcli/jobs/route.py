@@ -210,7 +210,6 @@ def _sample(config: RouteConfig) -> list[tuple[int, str]]:
         config.input,
         reading.fields,
         reading.format,
-        limit=reading.limit,
         size=setup.tuning.ahead.prompts,
         seed=setup.seed,
     )
