@@ -183,7 +183,7 @@ class Answer:
     typical: int = 12
     """Typical answers that the worth of a look is averaged over. Raised: less noise, more time."""
     slope: float = 0.6
-    """Accuracy: expected size of a weight. Raised: few answers are followed more boldly."""
+    """Accuracy: expected size of a weight. Raised: few answers are followed more boldly (docs/evidence/look.md)."""
     slope_larger: float = 0.2
     """Accuracy: how far a larger model's weights are expected to be from what is carried over. Raised: the same."""
     offset: float = 0.2

@@ -18,7 +18,7 @@ HEAD = """# What the second look is worth
 
 Tables whose answers have confidences, every joule billed, every run learning from nothing. `billed / static` as in
 [routing.md](routing.md): the mean over places ({places} of the way from the smallest model's accuracy to the best
-one's), below 1 is better. Request orders {orders}, on which nothing was chosen. Written by
+one's), below 1 is better. Request orders {orders}. Written by
 
 ```sh
 python tools/research/ablate.py TABLE.jsonl.gz --orders {first}:{end} --at {at} --window W --off look --out LINES
