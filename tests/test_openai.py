@@ -46,6 +46,7 @@ Reply = tuple[int, dict[str, str], Any]  # status, headers, body: JSON-able or b
 
 
 class _Quiet(ThreadingHTTPServer):
+    request_queue_size = 1024  # of 5, the default, 200 connections at once wait for minutes
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:

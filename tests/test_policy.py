@@ -457,6 +457,7 @@ def test_the_first_windows_are_small_where_the_price_is_found():
     assert windows(requests, source, control) == [64, 64, 8]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 9), st.booleans())
 def test_events_replayed_give_the_same_controller_whatever_pieces_they_come_in(window, seed, piece, found):
     requests, source = table(80, seed)
