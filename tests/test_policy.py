@@ -344,7 +344,7 @@ def test_windows_grow_with_what_is_settled_and_end_where_the_input_does():
 def test_a_window_is_priced_on_its_own_prompts_once_all_models_are_known():
     policy, account = Auto(4000), Account()
     joules, easy = np.tile([1.0, 10.0], (200, 1)), np.tile([0.8, 0.95], (200, 1))
-    known, hardly = np.array([500.0, 500.0]), np.array([500.0, 3.0])
+    known, hardly = np.array([500.0, 500.0]), np.array([10.0, 0.0])
 
     def aim(estimates, samples, window=200):
         upcoming = Recent(estimates[:window], joules[:window], samples)

@@ -171,7 +171,7 @@ class Windows:
     end: float = 0.005
     """The part of all requests that the last window takes where no more are left. Raised: fewer windows at the end, and
     alpha is met less exactly."""
-    known: float = 0.06
+    known: float = 0.1
     """Accuracy: the largest standard error of a model's level at which a window's price is solved on its own prompts.
     Raised: sooner. What is less known is tried by a part of a window, at the price of the last one's end."""
     own: int = 64
