@@ -12,7 +12,8 @@ import pytest
 from messcli.records import Outcome, Request
 from messcli.routing.audit import JUDGE, Audits
 from messcli.routing.controller import DEFAULT_PLAN, Controller
-from messcli.routing.loop import Settled, chunks
+from messcli.routing.line import Settled
+from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded
 from messcli.snapshots import Part

@@ -18,7 +18,8 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.records import IN_A_ROW, Answer, Asked, Fault, Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
 from messcli.routing.failures import LONGEST_PAUSE, Absences, fallback
-from messcli.routing.loop import Chunk, Settled, Unfinished, chunks
+from messcli.routing.line import Chunk, Settled, Unfinished
+from messcli.routing.loop import chunks
 from messcli.routing.policy import MessPlus
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded

@@ -17,8 +17,9 @@ from messcli.jobs.route import route
 from messcli.predict.answer import AnswerPredictor, Look
 from messcli.records import Check, Generation, Outcome, Request
 from messcli.routing.controller import Event
+from messcli.routing.line import Unfinished
 from messcli.routing.look import escalate, options
-from messcli.routing.loop import Unfinished, chunks
+from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded
 from messcli.simulation.runs import Task, replay

@@ -20,7 +20,8 @@ from messcli.records import Decision, Outcome, Request
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
 from messcli.routing.exploration import coin, companions, exploration_probability
-from messcli.routing.loop import Settled, chunks
+from messcli.routing.line import Settled
+from messcli.routing.loop import chunks
 from messcli.routing.policy import (
     Largest,
     MessPlus,

@@ -13,7 +13,7 @@ from messcli.jobs.summary import Summary, Tally
 from messcli.jobs.watch import Activity
 from messcli.records import Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Settled
+from messcli.routing.line import Settled
 from messcli.routing.setup import Setup, create_controller
 
 

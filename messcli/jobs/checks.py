@@ -21,7 +21,7 @@ class _Told:
 
 
 class Checks:
-    """Asks for checks. A `messcli.routing.loop.Reader`."""
+    """Asks for checks. A `messcli.routing.line.Reader`."""
 
     decides = True
 

@@ -17,7 +17,7 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.predict.mean import MeanPredictor
 from messcli.records import Decision, Rejected, Request, outcome_fields
 from messcli.routing.controller import Controller, Settings
-from messcli.routing.loop import Settled
+from messcli.routing.line import Settled
 from messcli.routing.policy import Largest
 
 _TABLE_FIELDS = ("id", "prompt", "messages", "reference", "models", "error")

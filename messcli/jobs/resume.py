@@ -23,7 +23,7 @@ from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.controller import Controller, Event
 from messcli.routing.knowledge import Knowledge
-from messcli.routing.loop import Planned, Unfinished
+from messcli.routing.line import Planned, Unfinished
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.sla import Account, VirtualQueue
 from messcli.state.earlier import Earlier

@@ -13,7 +13,7 @@ from messcli.jobs.config import Writing
 from messcli.jobs.session import of_model
 from messcli.metrics.reasoning import split_reasoning
 from messcli.records import Rejected, rejected_row, row_of
-from messcli.routing.loop import Settled
+from messcli.routing.line import Settled
 
 
 def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writing) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from messcli.jobs.feed import Feed
 from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
 from messcli.jobs.summary import Tally
 from messcli.records import ROW_FIELDS, Fault, Rejected
+from messcli.routing.asking import Pauses, no_pause
 from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.failures import owner
-from messcli.routing.loop import Chunk, Look, Pauses, Reader, Settled, Unfinished, chunks, no_pause
+from messcli.routing.line import Chunk, Look, Reader, Settled, Unfinished
+from messcli.routing.loop import chunks
 from messcli.routing.source import OutcomeSource
 from messcli.signals import NothingInHand, Stop
 from messcli.state.journal import Done, Energy, Work

@@ -18,7 +18,7 @@ from messcli.report.audits import Standing
 from messcli.report.bill import Alone, Lengths, by_answers, by_cost_model, headline, overhead_words
 from messcli.routing.audit import Audits
 from messcli.routing.controller import Controller
-from messcli.routing.loop import Settled
+from messcli.routing.line import Settled
 from messcli.routing.sla import Account
 from messcli.tariff import FREE, Spent, Tariff
 

@@ -18,7 +18,7 @@ from messcli.models.untrusted import template_of
 from messcli.records import Decision, Judgement, Outcome, Rejected, Request
 from messcli.routing.audit import JUDGE, Audits
 from messcli.routing.exploration import coin
-from messcli.routing.loop import Finished, Line
+from messcli.routing.line import Finished, Line
 from messcli.zoo import JudgeSpec, Zoo
 
 REFERENCES, LARGEST = "references", "largest"  # what answers are compared with
@@ -164,7 +164,7 @@ class _Judgements:
 
 
 class Judging:
-    """Has audited answers judged. A `messcli.routing.loop.Reader`.
+    """Has audited answers judged. A `messcli.routing.line.Reader`.
 
     Args:
         place: of the judge among the source's models: after those of the zoo.

@@ -30,7 +30,8 @@ from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.knowledge import Knowledge
-from messcli.routing.loop import Chunk, Settled, chunks
+from messcli.routing.line import Chunk, Settled
+from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.tuning import TUNING
 from messcli.simulation.engines import Asked, Engines, Played

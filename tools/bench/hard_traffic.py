@@ -21,7 +21,8 @@ from messcli.files.ahead import reservoir
 from messcli.metrics import load_metric
 from messcli.records import Outcome, Request
 from messcli.routing.controller import DEFAULT_PLAN
-from messcli.routing.loop import Settled, chunks
+from messcli.routing.line import Settled
+from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded

@@ -22,7 +22,8 @@ import numpy as np
 from messcli.metrics import load_metric
 from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.knowledge import Knowledge
-from messcli.routing.loop import Settled, chunks
+from messcli.routing.line import Settled
+from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.tuning import TUNING, Tuning

@@ -36,7 +36,8 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.predict.latent import Placed
 from messcli.predict.ridge import RidgePredictor
 from messcli.routing.controller import DEFAULT_PLAN, Controller
-from messcli.routing.loop import Settled, chunks
+from messcli.routing.line import Settled
+from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
 from messcli.simulation.hindsight import static_mix
