@@ -243,7 +243,7 @@ def _run(controller: Controller, rows: Sequence[tuple[str, Accuracies]]) -> list
     """Decide, settle and close windows over `rows`, as the loop does."""
     decisions: list[Decision] = []
     while len(decisions) < len(rows):
-        part = rows[len(decisions) : len(decisions) + max(1, controller.window(len(rows) - len(decisions)))]
+        part = rows[len(decisions) : len(decisions) + max(1, controller.window())]
         allowed = [tuple(range(MODELS)) if index % 5 else (1, 2) for index in range(len(part))]
         decided = controller.decide(
             [Request(str(index), text) for index, (text, _) in enumerate(part)], allowed

@@ -319,7 +319,7 @@ def test_alpha_is_kept_on_a_made_zoo(rows, window):
     cheapest = np.mean([source.outcomes[r.id]["small"].accuracy for r in requests])
     for part in (0.2, 0.8):
         alpha = cheapest + part * (best - cheapest)
-        control = controller(Auto(rows), "ridge", alphas={DEFAULT_PLAN: alpha}, window=window)
+        control = controller(Auto(rows), "ridge", alphas={DEFAULT_PLAN: alpha}, window=window, horizon=rows)
         settled = run(requests, source, control)
         assert np.mean([line.outcomes[line.served].accuracy for line in settled]) >= alpha
 
@@ -328,8 +328,8 @@ def test_windows_grow_with_what_is_settled_and_end_where_the_input_does():
     for horizon in (1, 7, 300, 5000, 200_000):
         policy, sizes, t = Auto(horizon), [], 0
         while t < horizon:
-            sizes.append(int(policy.window(t, None)))
-            assert sizes[-1] == int(Auto(horizon).window(t, 5)), "a function of t, T and settings"
+            sizes.append(int(policy.window(t, horizon - t)))
+            assert sizes[-1] == int(Auto(horizon).window(t, horizon - t)), "a function of t, T and settings"
             t += sizes[-1]
         assert t == horizon
         assert min(sizes) >= 1
@@ -340,6 +340,21 @@ def test_windows_grow_with_what_is_settled_and_end_where_the_input_does():
     unknown = [int(Auto().window(t, None)) for t in (0, 100, 1000, 10**6)]
     assert unknown == sorted(unknown)
     assert unknown[-1] == TUNING.windows.most
+
+
+def test_a_later_period_has_windows_of_its_own_length():
+    requests, source = table(600)
+    control = controller(Auto(300), "ridge", window=None, horizon=300)
+    first = windows(requests[:300], source, control)
+    control.open_period({})
+    assert sum(windows(requests[300:], source, control)) == 300
+    assert len(first) > 2
+    control.open_period({})
+    assert 150 <= control.window() <= 299, (
+        "what earlier periods taught is known, and this one's end is its own"
+    )
+    control.accounts[DEFAULT_PLAN].failed = 299
+    assert control.window() == 1
 
 
 def test_a_window_is_priced_on_its_own_prompts_once_all_models_are_known():

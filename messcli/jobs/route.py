@@ -156,11 +156,7 @@ def run_job(
             if on_progress:
                 on_progress(tally.progress(feed.already_done, total, watched.activity))
 
-        def left() -> int | None:
-            lines = count()
-            return None if lines is None else lines - feed.read
-
-        ended = session.run(on_chunk, left=left, unfinished=unfinished_window(state))
+        ended = session.run(on_chunk, unfinished=unfinished_window(state))
         for reader in readers:
             for line in reader.notes():
                 tell(line)

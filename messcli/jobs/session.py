@@ -147,7 +147,6 @@ class Session:
         self,
         on_chunk: Callable[[], None],
         *,
-        left: Callable[[], int | None],
         unfinished: Unfinished | None,
     ) -> bool:
         """Work until the input ends or a signal came. Everything that is finished is committed.
@@ -161,7 +160,6 @@ class Session:
             self.feed,
             self.controller,
             self.source,
-            left=left,
             unfinished=unfinished,
             linger=self.linger,
             look=self.look,

@@ -116,16 +116,15 @@ class Auto:
 
     def window(self, t: int, left: int | None) -> float:
         windows = self.tuning.windows
-        if not self.horizon:
+        if not self.horizon or left is None:
             return float(min(max(windows.first, t), windows.most))
-        rest = self.horizon - t
         growth = min(max(1.0, self.horizon / windows.few), windows.growth)
         size = max(min(windows.first, windows.start * self.horizon), growth * t)
-        if rest > windows.end * self.horizon:
+        if left > windows.end * self.horizon:
             kept = min(max(windows.least_kept, windows.kept / self.horizon), windows.most_kept)
-            size = min(size, (1.0 - kept) * rest)
+            size = min(size, (1.0 - kept) * left)
         else:
-            size = rest
+            size = left
         return max(1.0, min(size, windows.most))
 
     def choose(self, view: View) -> int:

@@ -224,13 +224,11 @@ class Controller:
 
     # ---- deciding -------------------------------------------------------------------------------
 
-    def window(self, left: int | None = None) -> int:
-        """How many requests the next window takes.
-
-        Args:
-            left: requests still to come in this input; None where that isn't known.
-        """
-        size = self.policy.window(self.t, left)
+    def window(self) -> int:
+        """How many requests the next window takes: a function of t, of the period's requests and of settings."""
+        horizon = self.settings.horizon
+        done = sum(account.settled + account.failed for account in self.accounts.values())
+        size = self.policy.window(self.t, None if horizon is None else max(horizon - done, 0))
         if self.settings.window is None:
             return int(min(size, self.tuning.windows.most))
         if self.policy.begins:  # the first ones are decided on little

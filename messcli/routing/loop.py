@@ -27,7 +27,6 @@ def chunks(
     controller: Controller,
     source: OutcomeSource,
     *,
-    left: Callable[[], int | None] = lambda: None,
     unfinished: Unfinished | None = None,
     linger: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
@@ -43,7 +42,6 @@ def chunks(
 
     Args:
         lines: None says that no line came for a moment (a pipe).
-        left: how many lines are still to come, where that is known.
         unfinished: is taken up first, with those of its lines that the input still has.
         linger: seconds from a window's first line after which it closes with what has come.
         look: finds accuracies that the source doesn't know.
@@ -81,7 +79,7 @@ def chunks(
         yield from work.run()
         if not work.ended:
             return
-    while batch := _batch(iterator, controller.window(left()), linger, clock):
+    while batch := _batch(iterator, controller.window(), linger, clock):
         planned = _decide(batch, controller, source)
         yield Chunk(planned)
         work = window(planned, {})

@@ -116,7 +116,7 @@ class Policy(Protocol):
         """How many requests, after the first t, may be decided before anything of them is known.
 
         Args:
-            left: requests still to come in this input; None where that isn't known.
+            left: requests of the period still to come; None where that isn't known.
         """
         ...
 
