@@ -117,7 +117,9 @@ def zoo(tmp_path: Path) -> Iterator[Zoo]:
     zoo.close()
 
 
-WINDOWS = pytest.mark.parametrize("window", [1, 16, 4096])
+WINDOWS = pytest.mark.parametrize(
+    "window", [pytest.param(1, marks=pytest.mark.slow), 16, pytest.param(4096, marks=pytest.mark.slow)]
+)
 
 
 @WINDOWS

@@ -66,6 +66,7 @@ def test_beats_the_mean_where_there_is_a_signal(name):
     assert own < 0.9 * others
 
 
+@pytest.mark.slow
 @given(cut=st.integers(0, 140), seed=st.integers(0, 3))
 @hypothesis_settings(max_examples=8)
 def test_a_snapshot_continues_exactly(cut, seed):
