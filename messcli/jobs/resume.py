@@ -113,7 +113,9 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     """What the period had before this input, and the input's lines. The same when a run is taken up again."""
     if total is None:
         return None
-    this = {**(_identity(source) or {}), "period": period}
+    this = {"period": period}
+    if (head := _head(source)) is not None:
+        this |= {"path": str(Path(source).resolve()), "head": head}
     known = state.database.meta("input") or {}
     before = known.get("before", requests)
     if {**known, **this} != known or before + total < requests:  # another input, or another content of it
@@ -122,14 +124,14 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
     return int(before) + total
 
 
-def _identity(source: str) -> dict[str, str] | None:
-    """Of a file, the same while it grows; None where it can't be read, which is told when routing gets there."""
+def _head(source: str) -> str | None:
+    """Digest of a file's first line, the same while it grows; None where it can't be read, which is told when routing
+    gets there."""
     try:
         with open_input(source) as handle:
-            head = blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()
+            return blake2b(handle.readline(1 << 16), digest_size=8).hexdigest()
     except (InputError, OSError, EOFError, zlib.error):
         return None
-    return {"path": str(Path(source).resolve()), "head": head}
 
 
 def read_ahead(
@@ -142,7 +144,7 @@ def read_ahead(
     """
     if not controller.policy.begins:
         return
-    this = _identity(source) if source != STDIN and Path(source).is_file() else None
+    this = _head(source) if source != STDIN and Path(source).is_file() else None  # wherever it lies
     if this == state.database.meta("ahead"):
         return
     controller.read_ahead(sample() if this is not None else ())
