@@ -52,7 +52,15 @@ def start_as_installed(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def _start(folder: Path, arguments: list[str], **how: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{folder}"}
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, text=True, **how)
+    # a shell that runs the tests in the background has SIGINT ignored, and children inherit that
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # no threads here
+        **how,
+    )
 
 
 def run(folder: Path, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
