@@ -173,9 +173,9 @@ def run_job(
             named_overhead=live.named_overhead,
         )
         _keep_for_reports(state, summary, tally.spent, zoo.tariff, live.loads)
-        if failure := ended and (
-            feed.failure or live.fault
-        ):  # the models' in the last window: no other met it
+        # that of the models is of the last window: a later one would have met it
+        failure = feed.failure or live.fault
+        if ended and failure is not None:
             raise failure
         return summary
 
