@@ -183,6 +183,19 @@ def test_a_reader_that_tells_nothing_is_said_and_asked_no_more(
     assert "its backend tells no probabilities of next tokens" in told
 
 
+def test_a_reader_whose_tokenizer_lacks_the_words_is_said_and_never_asked(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(self: Any, options: Any) -> str:
+        return f'model "{self.spec.name}": {", ".join(options)}: no token of its own says that'
+
+    monkeypatch.setattr(fake_models.FakeBackend, "cannot_weigh", lacks, raising=False)
+    job.route()
+    assert not any("asked" in row for row in job.rows())
+    (told,) = [line for line in job.told if "checks no answers" in line]
+    assert told.startswith('warning: model "large": yes, no: no token of its own says that')
+
+
 def test_a_table_without_joules_of_checks_allows_none(job: Job) -> None:
     lines = [json.loads(line) for line in job.recorded.read_text().splitlines()]
     for line in lines:

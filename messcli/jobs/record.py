@@ -66,13 +66,17 @@ class AskAll(Controller):
         settings = Settings(alphas=dict.fromkeys(alphas, 0.0), window=window)
         super().__init__(models, Largest(), MeanPredictor(models), JoulesPredictor(models), settings)
 
+    @property
+    def has_answers_read(self) -> bool:
+        return self._checks
+
     def decide(
         self,
         requests: Sequence[Request],
         allowed: Sequence[Sequence[int]],
         checkers: Mapping[int, int] | None = None,
     ) -> list[Decision]:
-        reader = max((checkers or {}).values(), default=None) if self._checks else None
+        reader = max((checkers or {}).values(), default=None)
         return [
             Decision(t, can[-1], tuple(can), True, None, None, False, checked_by=reader)
             for t, can in enumerate(allowed, start=self.t + 1)

@@ -198,6 +198,15 @@ class Warns(Protocol):
 
 
 @runtime_checkable
+class Weighs(Protocol):
+    """A Backend that knows before it is asked whether it can say how likely options are as the next token."""
+
+    def cannot_weigh(self, options: Sequence[str]) -> str | None:
+        """Why it can't; None: it can. Loads a tokenizer at most."""
+        ...
+
+
+@runtime_checkable
 class Cancels(Protocol):
     """A Backend whose stream another thread can end while it waits for a device."""
 

@@ -7,14 +7,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import cached_property
 from queue import Empty, SimpleQueue
 
 from messcli.energy import EnergyLedger, Weight
 from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError, ModelError
 from messcli.metrics import Metric
-from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, fitting, weights_of
+from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, Weighs, fitting, weights_of
 from messcli.models.billing import Billing, Loads
+from messcli.models.check import OPTIONS
 from messcli.models.residency import Residency
 from messcli.models.scoring import score
 from messcli.records import Answer, Asked, Outcome, Request
@@ -77,13 +79,24 @@ class Live:
                 "beside = true: the models aren't calibrated, and what they read together couldn't be split. They take "
                 "turns. Run `messcli calibrate`"
             )
-        self.checkers: Mapping[int, int] = checkers or {}
+        self._checkers: Mapping[int, int] = checkers or {}
         self.left_behind = False  # threads that didn't end in time still use the models
 
     def load(self) -> None:
         """Load models now instead of on first use: the first ones, as far as they may be loaded together."""
         with self._ledger.overhead_of(LOADING):
             self._residency.preload()
+
+    @cached_property
+    def checkers(self) -> Mapping[int, int]:
+        """Model -> the larger one that reads its answers. Larger ones that are known to tell nothing are left out."""
+        mute = {}
+        for m in sorted(set(self._checkers.values())):
+            backend = self._backends[m]
+            if isinstance(backend, Weighs) and (why := backend.cannot_weigh(OPTIONS)) is not None:
+                mute[m] = why
+                self._warnings.append(f"{why}. It checks no answers")
+        return {m: reader for m, reader in self._checkers.items() if reader not in mute}
 
     def allowed(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         fits = [fitting(backend, requests) for backend in self._backends]

@@ -457,6 +457,11 @@ class VllmBackend:
         """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights."""
         return self.checkpoint.encoder.length(request)
 
+    def cannot_weigh(self, options: Sequence[str]) -> str | None:
+        """See `messcli.models.backend.Weighs`."""
+        ids = self.checkpoint.option_ids(options)
+        return ids if isinstance(ids, str) else None
+
     # --- answering ---
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Group]:

@@ -240,6 +240,11 @@ class Controller:
         """Whether answers are looked at."""
         return self.answers is not None
 
+    @property
+    def has_answers_read(self) -> bool:
+        """Whether larger models may be asked to read answers."""
+        return self.looks
+
     def decide(
         self,
         requests: Sequence[Request],

@@ -147,7 +147,8 @@ def _decide(batch: Sequence[Line], controller: Controller, source: OutcomeSource
     requests = [line for line in batch if isinstance(line, Request)]
     allowed = source.allowed(requests)
     fitting = [request for request, models in zip(requests, allowed, strict=True) if models]
-    decisions = iter(controller.decide(fitting, [models for models in allowed if models], source.checkers))
+    checkers = source.checkers if controller.has_answers_read else {}
+    decisions = iter(controller.decide(fitting, [models for models in allowed if models], checkers))
     can = iter(allowed)
     return [
         Planned(line, None)

@@ -356,6 +356,7 @@ class Bench:
     minutes: float
     models: list[Model] = field(default_factory=list)
     card_bytes: int = 0  # 0: no card
+    share_scale: float = 1.0  # of the stages' shares of the time, where only some are run
     stage_ends: float = 0.0
     large_window: str = ""  # of --window
 
@@ -470,6 +471,21 @@ def energy_table(state: Path) -> dict[str, dict[str, float]]:
     return table
 
 
+def _whereto(bench: Bench, state: Path, rows: Sequence[Figures]) -> Figures:
+    """What took a run's joules and seconds: models, their loads, overhead."""
+    seconds: dict[str, float] = {}  # of the answers that were served, their part of the batches that they were in
+    for row in rows:
+        if row.get("seconds") is not None:
+            seconds[row["model"]] = seconds.get(row["model"], 0.0) + row["seconds"]
+    told = json.loads("\n".join(bench.messcli("report", state, "--json").stdout))
+    return {
+        "seconds_of_served_by_model": seconds,
+        "joules_by_model_and_kind": told["energy"],
+        "joules_by_load": told["loads"],  # tokens written and joules, by requests running
+        "overhead_by_what_it_was_for": told["overhead_parts"],
+    }
+
+
 def metered_route(bench: Bench, name: str, requests: Path, zoo: Path, *options: object) -> Figures:
     """`messcli route` with its own meter, and the same joules as this process's counter saw them.
 
@@ -504,6 +520,7 @@ def metered_route(bench: Bench, name: str, requests: Path, zoo: Path, *options: 
         "billed_joules": billed,
         "rows_against_state_relative": abs(billed - in_table) / in_table if in_table else None,
         "warnings": [line for line in ended.stderr_lines if line.startswith("warning: ")],
+        **_whereto(bench, Path(f"{output}.state"), rows),
     }
     if "nvml" in table and bench.trace.source.kind == "nvml":
         own, seen = sum(table["nvml"].values()), bench.trace.joules(opened, closed)
@@ -858,7 +875,7 @@ def turns(bench: Bench, figures: Figures) -> str:
     least = 2 * pair[0].shape.parameters
     for name, options in {"in_turns": ("--max-loaded", 1), "together": ()}.items():
         start = time.monotonic()
-        figures[name] = metered_route(bench, name, requests, zoo, "--window", 64, *options)
+        figures[name] = metered_route(bench, name, requests, zoo, "--window", bench.large_window, *options)
         figures[name]["loads_seen_in_memory"] = bench.trace.memory_rises(start, time.monotonic(), 0.7 * least)
     told = []
     for name in ("in_turns", "together"):
@@ -907,7 +924,7 @@ class Stage:
 
     run: Callable[[Bench, Figures], str]
     least_seconds: float  # without these it isn't begun
-    share: float  # of the whole time, at most
+    share: float  # of the whole time, at most, where all are run
 
 
 STAGES = (
@@ -1119,7 +1136,7 @@ def run_stage(bench: Bench, stage: Stage, ends: float) -> Figures:
             "seconds": 0.0,
             "figures": {},
         }
-    bench.stage_ends = started + (left if bench.tiny else min(left, stage.share * total))
+    bench.stage_ends = started + (left if bench.tiny else min(left, stage.share * bench.share_scale * total))
     try:
         entry["says"] = stage.run(bench, figures)
     except Skipped as why:
@@ -1218,6 +1235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scale,
             options.minutes,
             card_bytes=card_bytes,
+            share_scale=sum(stage.share for stage in STAGES)
+            / sum(stage.share for stage in STAGES if stage.run.__name__ in only),
         )
         bench.file(f"{METRIC_NAME.partition(':')[0]}.py", METRIC)
         for stage in STAGES:
