@@ -14,7 +14,17 @@ from messcli.energy import EnergyLedger, Weight
 from messcli.energy.ledger import LOADING
 from messcli.errors import MeterError, ModelError
 from messcli.metrics import Metric
-from messcli.models.backend import Backend, Billed, Cancels, Draining, SelfMetered, Warns, Weighs, fitting, weights_of
+from messcli.models.backend import (
+    Backend,
+    Billed,
+    Cancels,
+    Draining,
+    SelfMetered,
+    Warns,
+    Weighs,
+    fitting,
+    weights_of,
+)
 from messcli.models.billing import Billing, Loads
 from messcli.models.check import OPTIONS
 from messcli.models.residency import Residency
@@ -122,19 +132,16 @@ class Live:
 
         collect()
         first = True
-        while waiting:
-            yield from self._answers(asked, waiting, collect, goes_on=not first)
-            if self._stopping():
-                return
+        while waiting and not self._stopping():
+            yield from self._answers(asked, waiting, goes_on=not first)
             first = False
             collect()
 
     def _answers(
-        self, asked: Asked, waiting: dict[int, list[int]], collect: Callable[[], None], *, goes_on: bool
+        self, asked: Asked, waiting: dict[int, list[int]], *, goes_on: bool
     ) -> Iterator[Sequence[Answer]]:
-        """Run every model that something waits for, once. What a larger one is asked meanwhile is part of its share;
-        what one is asked that has had its turn stays in `waiting`. `goes_on`: it is the same window as before."""
-        shares: dict[int, list[int]] = {}  # what each model ran, taken out of `waiting`
+        """Run the models of one round, which are taken out of `waiting`. `goes_on`: it is the same window as before."""
+        shares: dict[int, list[int]] = {}
 
         def scored(m: int, answers: Sequence[tuple[int, Billed]]) -> list[Answer]:
             made = []
@@ -147,19 +154,17 @@ class Live:
         whole = False
         try:
             with self._ledger.window(eager=True, goes_on=goes_on):
-                while (todo := sorted(waiting.keys() - shares.keys())) and not self._stopping():
-                    try:
-                        with self._ledger.overhead_of(LOADING), self._loading():
-                            together = self._residency.load_round(todo)
-                    except LoadingStopped:  # half a model is in memory, and the process ends
-                        self.left_behind = True
-                        break
-                    shares.update((m, waiting.pop(m)) for m in together)
-                    requests = {m: [asked[position][0] for position in shares[m]] for m in together}
-                    with closing(self._run(requests)) as arriving:
-                        for m, answers in arriving:
-                            yield scored(m, answers)
-                    collect()
+                try:
+                    with self._ledger.overhead_of(LOADING), self._loading():
+                        together = self._next(self._residency.load_round(sorted(waiting)))
+                except LoadingStopped:  # half a model is in memory, and the process ends
+                    self.left_behind = True
+                    together = []
+                shares.update((m, waiting.pop(m)) for m in together)
+                requests = {m: [asked[position][0] for position in shares[m]] for m in together}
+                with closing(self._run(requests)) as arriving:
+                    for m, answers in arriving:
+                        yield scored(m, answers)
             whole = True
         except Exception as error:  # told below: what was answered comes first
             failure, whole = error, True
@@ -171,6 +176,15 @@ class Live:
             yield scored(m, answers)
         if failure is not None:
             raise failure
+
+    def _next(self, loaded: Sequence[int]) -> Sequence[int]:
+        """The models of a round. Where all would take turns, the first one has a round of its own: what larger ones are
+        asked because of its answers is then part of their shares."""
+        lanes = self._lanes(list(loaded))
+        if len(lanes) != 1:
+            return loaded
+        first, *_ = self._turns(lanes[0])
+        return [m for models in first for m in models]
 
     def _run(
         self, requests: Mapping[int, Sequence[Request]]
