@@ -33,6 +33,7 @@ from messcli.zoo import ModelSpec, TransformersOptions
 # Beyond these, throughput doesn't grow. H200, a billion parameters: 64 rows 2,382 tokens/s, 256 12,499, 1,024 8,781
 # (tools/bench/serving.py card).
 _LARGEST_BATCH = {"cuda": 256, "cpu": 32}
+_WARM_UP = {"cuda": ((1, 1), (8, 32), (64, 64)), "cpu": ((1, 1),)}  # rows and prompt tokens of batches
 _BATCH_WITHOUT_SIZES = 8  # where the config does not say how large its key-value cache is
 _FEW_ANSWERS = 64  # before so many are known, every answer may be as long as it is allowed to be
 _MEMORY_SHARE = 0.5  # of the free memory for the cache; the rest is for activations
@@ -148,10 +149,15 @@ class TransformersBackend(InBatches):
         return model.eval()
 
     def _warm_up(self) -> None:
-        """One token, so that what happens once (lazy imports, kernels) is billed to loading, not to a request."""
+        """Two tokens, so that what happens once (lazy imports, kernels) is billed to loading, not to a request.
+
+        On a card for batches of several sizes: kernels are chosen by size, and each is loaded when it first runs.
+        """
         config = copy.deepcopy(self._generation_config)
-        config.update(min_new_tokens=1, max_new_tokens=1)
-        self.run([array("i", [0])], Request("warm-up", ""), config)
+        config.update(min_new_tokens=2, max_new_tokens=2)
+        kind = "cuda" if self.devices[0].startswith("cuda") else "cpu"
+        for rows, tokens in _WARM_UP[kind]:
+            self.run([array("i", [0] * tokens)] * rows, Request("warm-up", ""), config)
         self._synchronize()
 
     def unload(self) -> None:
