@@ -24,6 +24,7 @@ from toy_job import OPTIONS, PLAIN, WIDE, ledger, mixed_requests, requests, writ
 from messcli.errors import EXIT_STATE_BUSY
 
 HERE = Path(__file__).parent
+KILLS = int(os.environ.get("KILLS", "100"))  # of a job, in the slow suite
 DONE = (0, 4)  # 4: some rows have `error`, as they should
 
 
@@ -153,8 +154,10 @@ def test_killed_at_random_moments(job: Case) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_200_random_moments(job: Case) -> None:
-    print(kill_at_random(job, 200, seed=2))
+@pytest.mark.parametrize("windows", ["narrow", "wide"])
+def test_killed_at_many_random_moments(job: Case, wide_job: Case, windows: str) -> None:
+    """`KILLS` sets how many."""
+    print(kill_at_random(wide_job if windows == "wide" else job, KILLS, seed=2))
 
 
 @pytest.mark.slow
