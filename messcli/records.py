@@ -173,6 +173,9 @@ class Outcome:
     seconds: float | None = None
     meter: str | None = None  # nvml | rapl | estimate | replay | recorded
     error: str | None = None
+    running: float | None = (
+        None  # requests that ran at a time, itself included: the harmonic mean over its tokens
+    )
     worth: float | None = None  # joules that decisions take it for, where they save something else
     unscored: str | None = None  # why the metric gave no accuracy; the answer itself stands
     confidence: Mapping[str, float] | None = None  # as of `Generation`; a recorded one may hold `mean` alone

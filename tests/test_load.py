@@ -1,4 +1,4 @@
-"""The cost of a request in load: the line through measured steps, what a window takes, and who is worth waking."""
+"""The cost of a request in load: the line through measured steps, and the files that hold it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from messcli.energy.load import (
-    Share,
     StepPoint,
     fitted,
     line,
     read_engines,
-    share_of,
-    worth_waking,
 )
 from messcli.errors import EnginesError
 
@@ -76,106 +73,11 @@ def test_between_points_log_log_outside_as_the_nearest() -> None:
     assert found.full_joules == pytest.approx(0.5)
 
 
-def test_average_falls_with_load_and_marginal_does_not() -> None:
+def test_average_falls_with_load() -> None:
     found = cost(most_running=512)
     averages = [found.joules(0, 100, b) for b in (1, 8, 64, 512)]
     assert averages == sorted(averages, reverse=True)
     assert averages[0] / averages[-1] > 20
-    assert (
-        found.marginal(0, 100, 8) == pytest.approx(100 * 0.064) == pytest.approx(found.marginal(0, 100, 511))
-    )
-    assert found.marginal(0, 100, 512) == pytest.approx(averages[-1])  # it waits, and adds steps
-    assert found.marginal(50, 0, 8) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("requests", [1, 7, 64])
-def test_a_share_that_fits_takes_as_many_steps_as_its_longest_answer(requests: int) -> None:
-    found = cost()
-    share = Share(requests, 0.0, 50.0, 50.0)
-    assert found.steps(share) == 50
-    assert found.window_joules(share) == pytest.approx(50 * found.step_joules(requests))
-    assert found.in_load(share) == pytest.approx(found.joules(0, 50, requests))
-
-
-def test_a_share_that_does_not_fit_is_answered_in_full_steps() -> None:
-    found = cost(most_running=16)
-    share = Share(160, 10.0, 50.0, 60.0)
-    assert found.steps(share) == 500
-    assert found.load(share) == 16
-    assert found.in_load(share) == pytest.approx(found.joules(10, 50, 16))
-    assert found.window_seconds(share) == pytest.approx(500 * found.step_seconds(16))
-
-
-def test_nothing_costs_nothing_and_one_alone_costs_whole_steps() -> None:
-    found, nothing = cost(), Share(0.0, 0.0, 100.0, 100.0)
-    assert found.window_joules(nothing) == found.window_seconds(nothing) == 0.0
-    assert found.in_load(nothing) == pytest.approx(100 * found.step_joules(1))
-
-
-# ---- who is worth waking ------------------------------------------------------------------------------
-
-
-def window(requests: int, models: int, output: float = 100.0):
-    return np.full((requests, models), 20.0), np.full((requests, models), output)
-
-
-def test_a_model_with_a_handful_of_requests_is_left_out() -> None:
-    costs = [cost(), cost(a=30.0, k=0.4)]
-    prompts, outputs = window(500, 2)
-    values = np.tile([0.0, 0.0], (500, 1))
-    values[:3, 1] = 500.0  # three requests are worth 500 J more there; waking it takes 100 steps of 30 J
-    woken = worth_waking(costs, prompts, outputs, values)
-    assert woken.models == (0,)
-    values[:50, 1] = 500.0
-    woken = worth_waking(costs, prompts, outputs, values)
-    assert woken.models == (0, 1)
-    assert (woken.choice[:50] == 1).all()
-    assert (woken.choice[50:] == 0).all()
-
-
-def test_its_joules_are_those_of_the_shares_and_of_waiting() -> None:
-    costs = [cost(idle_watts=70.0), cost(a=30.0, k=0.4, idle_watts=300.0)]
-    prompts, outputs = window(400, 2)
-    values = np.zeros((400, 2))
-    values[:200, 1] = 1000.0
-    woken = worth_waking(costs, prompts, outputs, values)
-    shares = [share_of(prompts[woken.choice == m, m], outputs[woken.choice == m, m]) for m in range(2)]
-    seconds = [c.window_seconds(s) for c, s in zip(costs, shares, strict=True)]
-    idle = sum(c.idle_watts * (max(seconds) - s) for c, s in zip(costs, seconds, strict=True))
-    assert woken.joules == pytest.approx(
-        idle + sum(c.window_joules(s) for c, s in zip(costs, shares, strict=True))
-    )
-    assert woken.models == (0, 1)
-
-
-def test_who_must_stay_awake_does_and_who_cannot_take_a_request_gets_none() -> None:
-    costs = [cost(), cost(a=30.0, k=0.4)]
-    prompts, outputs = window(50, 2)
-    values = np.zeros((50, 2))
-    values[7, 0] = -math.inf  # too long for the small one
-    woken = worth_waking(costs, prompts, outputs, values)
-    assert woken.choice[7] == 1
-    kept = worth_waking(costs, prompts, outputs, np.zeros((50, 2)), keep=(1,))
-    assert kept.models == (0, 1)
-    with pytest.raises(ValueError, match="no model"):
-        worth_waking(costs, prompts, outputs, np.full((50, 2), -math.inf))
-
-
-def test_it_is_the_best_of_all_assignments_of_a_small_window() -> None:
-    """Every assignment of 7 requests to 3 models, by hand: subsets lose nothing that matters."""
-    rng = np.random.default_rng(3)
-    costs = [cost(), cost(a=6.0, k=0.3), cost(a=30.0, k=1.2)]
-    prompts, outputs = np.full((7, 3), 10.0), rng.integers(20, 80, (7, 1)).repeat(3, axis=1).astype(float)
-    values = rng.uniform(0, 1, (7, 3)) * np.array([200.0, 800.0, 1500.0])
-
-    def worth(choice: np.ndarray) -> float:
-        shares = [share_of(prompts[choice == m, m], outputs[choice == m, m]) for m in range(3)]
-        joules = sum(c.window_joules(s) for c, s in zip(costs, shares, strict=True))
-        return joules - float(values[np.arange(7), choice].sum())
-
-    best = min(worth(np.array(choice)) for choice in product(range(3), repeat=7))
-    found = worth(worth_waking(costs, prompts, outputs, values).choice)
-    assert found <= best + 0.02 * abs(best)
 
 
 # ---- files ------------------------------------------------------------------------------------------

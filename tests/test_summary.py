@@ -12,7 +12,7 @@ from messcli.energy.load import StepPoint, fitted
 from messcli.jobs.summary import Summary, Tally
 from messcli.jobs.watch import Activity
 from messcli.records import Decision, Outcome, Rejected, Request
-from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.controller import DEFAULT_PLAN, Controller
 from messcli.routing.line import Settled
 from messcli.routing.setup import Setup, create_controller
 
@@ -114,6 +114,24 @@ def test_the_total_is_compared_with_the_largest_at_full_load() -> None:
     assert f"50 J per request in all, {50 / expected:.0%} of everything on large" in against
     assert summary.alone.basis == "the cost model at full load, lengths of 2 answers seen"
     assert "at least" not in against
+    assert [
+        line
+        for line in summary.text()
+        if line.startswith("too short    3 requests are too few to route: their")
+    ]
+
+
+@pytest.mark.parametrize(("error", "too_short"), [(0.1, True), (5.0, False)])
+def test_the_largest_is_known_by_the_runs_own_loads(
+    monkeypatch: pytest.MonkeyPatch, error: float, too_short: bool
+) -> None:
+    monkeypatch.setattr(Controller, "joules_of_many", lambda self, m, requests: (2.0, error))
+    counted = tally()
+    counted.add(settled(1, Outcome("x", None, 2.0, meter="rapl"), Outcome("x", None, 6.0, meter="rapl")))
+    summary = summary_of(counted)
+    against = next(line for line in summary.text() if line.startswith("against"))
+    assert f"400% of everything on large (2 J ± {error:.0%})" in against
+    assert any(line.startswith("too short") for line in summary.text()) is too_short
 
 
 def test_a_cost_model_of_another_meter_is_not_compared_with() -> None:

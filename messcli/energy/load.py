@@ -2,7 +2,8 @@
 
 A step gives every running request one token. It costs nearly a + k b joules with b requests running: a is drawn
 whatever runs (weights are read once per step), k for each of them. So the average joules of a token fall with load,
-by a factor of 3 to 20, and what one more request adds does not.
+by a factor of 3 to 20, and what one more request adds does not. Which models of a window pay for their steps is
+`messcli.routing.load`'s.
 
 Knows numbers and the two files that hold them; knows nothing of backends, meters or routing.
 """
@@ -13,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,6 @@ class StepPoint:
     running: float  # requests, mean
     joules: float
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one model gets of a window. Lengths are means, in tokens."""
-
-    requests: float
-    prompt_tokens: float
-    output_tokens: float
-    longest: float  # output tokens of the longest answer: the engine runs at least so many steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,47 +85,6 @@ class CostModel:
         part = self.step_joules(running) / running
         return prompt_tokens * self.joules_per_prompt_token + output_tokens * part
 
-    def marginal(self, prompt_tokens: float, output_tokens: float, running: float) -> float:
-        """What one more request adds to `running` others.
-
-        Below `most_running` it joins steps that are made anyway, and adds k to each. At it, it has to wait, and adds
-        steps: it costs the average.
-        """
-        if running >= self.most_running:
-            return self.joules(prompt_tokens, output_tokens, self.most_running)
-        return prompt_tokens * self.joules_per_prompt_token + output_tokens * self.joules_per_running_step
-
-    def steps(self, share: Share) -> float:
-        """How many it takes to answer a share: as the longest answer, or as many as full steps hold."""
-        if not share.requests:
-            return 0.0
-        tokens = share.requests * share.output_tokens
-        return max(share.longest, share.output_tokens, tokens / self.most_running)
-
-    def load(self, share: Share) -> float:
-        """Mean requests running while a share is answered; 0 where it is empty."""
-        steps = self.steps(share)
-        return share.requests * share.output_tokens / steps if steps else 0.0
-
-    def window_joules(self, share: Share) -> float:
-        """Of a whole share, given at once."""
-        if not share.requests:
-            return 0.0
-        prompts = share.requests * share.prompt_tokens * self.joules_per_prompt_token
-        return prompts + self.steps(share) * self.step_joules(max(1.0, self.load(share)))
-
-    def window_seconds(self, share: Share) -> float:
-        """Of a whole share, given at once."""
-        if not share.requests:
-            return 0.0
-        prompts = share.requests * share.prompt_tokens * self.seconds_per_prompt_token
-        return prompts + self.steps(share) * self.step_seconds(max(1.0, self.load(share)))
-
-    def in_load(self, share: Share) -> float:
-        """E_m: joules of one request of a share, its part of the steps included. Of an empty share: of one alone."""
-        one = share if share.requests else Share(1.0, share.prompt_tokens, share.output_tokens, share.longest)
-        return self.window_joules(one) / one.requests
-
 
 def _at(points: Sequence[tuple[float, float]], running: float) -> float:
     first, last = points[0], points[-1]
@@ -179,21 +129,22 @@ def fitted(
     )
 
 
-def line(running: Floats, values: Floats) -> tuple[float, float]:
-    """a, k >= 0 of the a + k b that is nearest to `values`, by squared relative errors.
+def line(running: Floats, values: Floats, weights: Floats | None = None) -> tuple[float, float]:
+    """a, k >= 0 of the a + k b that is nearest to `values`, by squared relative errors, weighted where asked.
 
     Two unknowns: where the free solution has a negative one, the best lies on one of the two axes.
     """
-    constant, slope = 1.0 / values, running / values  # a x constant + k x slope is to be 1
+    one = np.ones_like(values) if weights is None else np.sqrt(weights)
+    constant, slope = one / values, one * running / values  # a x constant + k x slope is to be 1
     candidates = [
-        (float(constant.sum() / (constant @ constant)), 0.0),
-        (0.0, float(slope.sum() / (slope @ slope))),
+        (float(constant @ one / (constant @ constant)), 0.0),
+        (0.0, float(slope @ one / (slope @ slope))),
     ]
     if len(running) > 1:
-        free = np.linalg.lstsq(np.stack([constant, slope], axis=1), np.ones_like(values), rcond=None)[0]
+        free = np.linalg.lstsq(np.stack([constant, slope], axis=1), one, rcond=None)[0]
         if free.min() >= 0:
             return float(free[0]), float(free[1])
-    return min(candidates, key=lambda ak: float(((ak[0] * constant + ak[1] * slope - 1.0) ** 2).sum()))
+    return min(candidates, key=lambda ak: float(((ak[0] * constant + ak[1] * slope - one) ** 2).sum()))
 
 
 def left_out_error(running: Floats, values: Floats) -> float | None:
@@ -206,101 +157,6 @@ def left_out_error(running: Floats, values: Floats) -> float | None:
         a, k = line(running[others], values[others])
         errors.append(abs((a + k * running[left_out]) / values[left_out] - 1.0))
     return float(np.mean(errors))
-
-
-# ---- which models of a window to wake ------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Woken:
-    """Which models answer a window, and which request each gets."""
-
-    models: tuple[int, ...]
-    choice: NDArray[np.intp]  # model of each request
-    joules: float  # of the window, idling included
-
-
-ROUNDS = 3  # of choosing at a load and looking at the load that comes of it
-
-
-def worth_waking(
-    costs: Sequence[CostModel], prompts: Floats, outputs: Floats, values: Floats, keep: Sequence[int] = ()
-) -> Woken:
-    """The models of a window that pay for their steps, and the request each answers. Pure.
-
-    Every non-empty subset of the zoo that holds `keep` is tried: zoos are small. In a subset a request goes to the
-    model with the least marginal joules at the subset's load minus its value. The subset is then judged by what all of
-    it takes: whole steps, and the idling of every engine of the zoo until the slowest has ended. So a model that would
-    get too few requests is left out.
-
-    Args:
-        costs: one per model.
-        prompts, outputs: expected tokens of request i with model m, of shape (requests, models).
-        values: what the answer is worth, in joules: price x estimated accuracy, of the same shape. -inf: the model
-            can't take the request.
-        keep: models that are awake whatever they get, such as those that an exploration of the window asks.
-
-    Returns:
-        The best subset; ties go to the smaller one.
-    """
-    everyone = range(len(costs))
-    subsets = chain.from_iterable(combinations(everyone, size) for size in range(1, len(costs) + 1))
-    best: tuple[float, Woken] | None = None
-    for subset in subsets:
-        if not set(keep) <= set(subset):
-            continue
-        found = _window_on(subset, costs, prompts, outputs, values, keep)
-        if found is not None and (best is None or found[0] < best[0]):
-            best = found
-    if best is None:
-        raise ValueError("a request has no model that can take it")
-    return best[1]
-
-
-def _window_on(
-    subset: Sequence[int],
-    costs: Sequence[CostModel],
-    prompts: Floats,
-    outputs: Floats,
-    values: Floats,
-    keep: Sequence[int],
-) -> tuple[float, Woken] | None:
-    """Joules minus value of a window on `subset`, and how; None where one of its requests has no model."""
-    members = list(subset)
-    if np.isneginf(values[:, members]).all(axis=1).any():
-        return None
-    rows = np.arange(len(values))
-    running = [0.0] * len(costs)
-    for _ in range(ROUNDS):
-        marginal = np.stack(
-            [
-                prompts[:, m] * costs[m].marginal(1.0, 0.0, running[m])
-                + outputs[:, m] * costs[m].marginal(0.0, 1.0, running[m])
-                for m in members
-            ],
-            axis=1,
-        )
-        choice = np.array(members)[(marginal - values[:, members]).argmin(axis=1)]
-        shares = {m: share_of(prompts[choice == m, m], outputs[choice == m, m]) for m in members}
-        before, running = (
-            running,
-            [costs[m].load(shares[m]) if m in shares else 0.0 for m in range(len(costs))],
-        )
-        if before == running:
-            break
-    seconds = [cost.window_seconds(shares[m]) if m in shares else 0.0 for m, cost in enumerate(costs)]
-    # an engine that is left out stays loaded, and idles all along
-    idle = sum(cost.idle_watts * (max(seconds) - own) for cost, own in zip(costs, seconds, strict=True))
-    joules = idle + sum(costs[m].window_joules(shares[m]) for m in members)
-    awake = tuple(m for m in members if shares[m].requests or m in keep)
-    return joules - float(values[rows, choice].sum()), Woken(awake, choice, joules)
-
-
-def share_of(prompts: Floats, outputs: Floats) -> Share:
-    """Requests of these lengths, summed up."""
-    if not len(prompts):
-        return Share(0.0, 0.0, 0.0, 0.0)
-    return Share(float(len(prompts)), float(prompts.mean()), float(outputs.mean()), float(outputs.max()))
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -282,6 +282,13 @@ class Summary:
         if self.alone is not None:
             yield "against", headline(self.total_joules / self.routed, self.alone)
             yield "basis", self.alone.basis
+            most = self.alone.joules * (1.0 + (self.alone.error or 0.0)) * self.routed
+            if not self.alone.at_most and self.billed_joules > most:
+                yield (
+                    "too short",
+                    f"{self.routed} requests are too few to route: their answers took {self.billed_joules:.4g} J. Take "
+                    "--policy largest for jobs like this",
+                )
         # readings of single small calls by an estimate scatter by their own size: the error would be the meter's
         for how, error in () if set(self.meters) <= {"estimate"} else self.predicted.items():
             what = "as calibrated" if how == "calibration" else "as adapted to readings"
@@ -433,6 +440,11 @@ class Tally:
             model = self._calibration.of(largest)
             if model.load is not None and set(self._meters) == {model.meter}:
                 return by_cost_model(largest, model.load, self._lengths)
+        in_load = self._controller.joules_of_many(len(self._names) - 1, self._routed)
+        if in_load is not None:
+            joules, error = in_load
+            basis = "a line through its answers here, by how many ran at a time"
+            return Alone(largest, joules, error, False, basis)
         if not largest_joules:
             return None
         recorded = set(self._meters) == {"replay"}

@@ -158,6 +158,7 @@ class Billed:
     joules: float | None
     seconds: float | None
     meter: str  # for the row's `meter`; "": nothing has run
+    running: float | None = None  # requests at a time, itself included; None: not known
 
 
 @runtime_checkable

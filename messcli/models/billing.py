@@ -246,13 +246,17 @@ class _Share:
                 self._loads[about] = joules + call.joules, tokens + written, times + written * running
 
     def _billed(self, index: int) -> Billed:
-        bills = [stretch.bills[place] for stretch, place in self._stretches.pop(index, ())]
+        stretches = self._stretches.pop(index, ())
+        bills = [stretch.bills[place] for stretch, place in stretches]
         joules = [bill.joules for bill in bills if bill.joules is not None]
         return Billed(
             self._finished.pop(index),
             math.fsum(joules) if len(joules) == len(bills) else None,
             math.fsum(bill.seconds or 0.0 for bill in bills),
             self.kind,
+            mean_running(
+                [(stretch.call.tokens[place][1], len(stretch.call.tokens)) for stretch, place in stretches]
+            ),
         )
 
     def running_joules(self) -> float:
@@ -278,3 +282,12 @@ class _Share:
                             stretch.call, (stretch.bills[place].joules or 0.0) / whole
                         )
             return len(self._stretches), joules
+
+
+def mean_running(stretches: Sequence[tuple[int, int]]) -> float | None:
+    """Requests at a time over an answer, from the tokens written and the requests running in each of its stretches:
+    the harmonic mean, since each token takes its part of a step."""
+    written = sum(tokens for tokens, _ in stretches)
+    if not written:
+        return None
+    return written / math.fsum(tokens / running for tokens, running in stretches)

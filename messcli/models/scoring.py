@@ -29,6 +29,7 @@ def score(
         seconds=answer.seconds,
         meter=answer.meter or None,
         error=generation.error,
+        running=answer.running,
         worth=tariff.worth(model, generation.prompt_tokens, generation.output_tokens),
         unscored=unscored,
         confidence=generation.confidence,

@@ -45,6 +45,7 @@ class JoulesPredictor(Regression):
         self._unit = 0.0  # joules; 0: not known
         self._ratio = tuning.ratio
         self._line = np.zeros((2, models))  # joules at length 0, and per feature LENGTH; 0: no calibration
+        self.scale = np.ones(models)
         super().__init__(models, 0.0)
 
     def state(self) -> Part:
@@ -95,6 +96,12 @@ class JoulesPredictor(Regression):
             self._start_from_prior()
             self.version += 1
 
+    def expect(self, scale: Array) -> None:
+        """Predict so many times what is read of each model: it was read at other loads than are to come. `scale` is no
+        part of `state`: who knows loads keeps it."""
+        self.scale = scale
+        self.version += 1
+
     @property
     def measured(self) -> bool:
         """Whether anything rests on a calibration or a reading: else only the zoo's order is known, in some unit."""
@@ -109,7 +116,7 @@ class JoulesPredictor(Regression):
         pass  # nothing is
 
     def _bounded(self, linear: Array) -> Array:
-        return np.maximum(linear, self._floor)
+        return np.maximum(linear, self._floor) * self.scale
 
     def solve(self) -> None:
         centred = self._evidence.centred()

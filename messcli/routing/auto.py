@@ -6,6 +6,7 @@ models are asked as well (exploration.py). Knows no prompts, models or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -114,18 +115,33 @@ class Auto:
         share = self.tuning.exploration.share
         return companions(self._seed, view.t, served, view.allowed, view.joules, share)
 
-    def window(self, t: int, left: int | None) -> float:
+    def window(self, t: int, left: int | None, waking: float = 0.0, samples: Array | None = None) -> float:
         windows = self.tuning.windows
         if not self.horizon or left is None:
             return float(min(max(windows.first, t), windows.most))
         growth = min(max(1.0, self.horizon / windows.few), windows.growth)
         size = max(min(windows.first, windows.start * self.horizon), growth * t)
-        if left > windows.end * self.horizon:
+        last = min(self._not_worth_splitting(waking, samples), windows.blind * t)
+        if left > max(windows.end * self.horizon, last):
             kept = min(max(windows.least_kept, windows.kept / self.horizon), windows.most_kept)
             size = min(size, (1.0 - kept) * left)
         else:
             size = left
         return max(1.0, min(size, windows.most))
+
+    def _not_worth_splitting(self, waking: float, samples: Array | None) -> float:
+        """Requests up to which a window loses less by being decided in one go than two halves take for their steps.
+
+        What is lost: chance that the second half could have made good, and that half's choices by better levels.
+        """
+        price, windows = self.price, self.tuning.windows
+        if not waking or not price or samples is None:
+            return 0.0
+        variance = float(np.mean([promise.residuals.variance for promise in self._promises.values()]))
+        chance = price * windows.spared * math.sqrt(variance)  # times sqrt(W)
+        doubt = 0.5 * price * float(deviations(self.tuning.levels, samples, variance).mean())  # times W
+        root = (math.sqrt(chance**2 + 4.0 * doubt * waking) - chance) / (2.0 * doubt)
+        return root**2
 
     def choose(self, view: View) -> int:
         """argmin of e_m - lambda (Â_m + optimism); ties go to the cheaper model."""
@@ -274,7 +290,8 @@ class Auto:
     ) -> Solution:
         margin, residuals = self.tuning.margin, promise.residuals
         left = self._left(account)
-        gain = max(float(recent.estimates.mean(axis=0).max()) - alpha, 0.0)
+        there = np.isfinite(recent.joules).all(axis=0)
+        gain = max(float(recent.estimates[:, there].mean(axis=0).max()) - alpha, 0.0)
         surplus, surplus_error = known_surplus(alpha, account, residuals, gain, left, margin, self.audits)
         standing = Standing(
             alpha=alpha,

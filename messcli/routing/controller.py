@@ -8,7 +8,8 @@ does so as a function of its arguments alone, so that replaying the same events 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -28,11 +29,12 @@ from messcli.routing.bound import ServedMean
 from messcli.routing.exploration import coin
 from messcli.routing.failures import Absences
 from messcli.routing.knowledge import Knowledge
+from messcli.routing.load import Loads, Share
 from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, Served, View, Window
 from messcli.routing.price import Solution
 from messcli.routing.prompts import Ahead, Latest
-from messcli.routing.sla import Account, VirtualQueue
+from messcli.routing.sla import Account
 from messcli.routing.tuning import TUNING, Tuning
 from messcli.snapshots import Part
 
@@ -44,6 +46,7 @@ _OPTIONAL = (
     "absences",
     "ahead",
     "drift",
+    "loads",
 )  # parts of a snapshot that are there when they hold something
 _Row = tuple[float, ...] | None  # a number for every model
 
@@ -79,6 +82,9 @@ class Event:
     check_joules: Mapping[str, float] | None = None  # of larger models that read answers: the same
     judged: float = 0.0  # joules of judging its answers
     faults: Mapping[str, Fault] | None = None  # of models that failed, by model; None where none did
+    running: Mapping[str, float] | None = (
+        None  # requests that ran at a time, by model; None where nothing is known
+    )
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""
@@ -92,6 +98,17 @@ class Event:
         for name in ("accuracies", "joules"):
             plain[name] = tuple(math.nan if value is None else value for value in plain[name])
         return cls(decision=Decision.of(decision), **plain)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A window that is to be decided, and what is expected of it."""
+
+    requests: Sequence[Request]
+    allowed: Sequence[Sequence[int]]  # models, ascending
+    predicted: Sequence[tuple[_Row, _Row]]  # estimates and joules
+    looks: Sequence[Look]
+    checkers: Mapping[int, int]
 
 
 class Controller:
@@ -138,6 +155,7 @@ class Controller:
         )
         self._in_window = 0  # requests settled since a window was closed
         self._absences = Absences(models)
+        self._loads = Loads(models)
         self._recent = Latest(models, policy.remembers, begun=policy.begins)
         self._ahead: Ahead | None = None
         self._look_at = (
@@ -228,12 +246,21 @@ class Controller:
         """How many requests the next window takes: a function of t, of the period's requests and of settings."""
         horizon = self.settings.horizon
         done = sum(account.settled + account.failed for account in self.accounts.values())
-        size = self.policy.window(self.t, None if horizon is None else max(horizon - done, 0))
+        left = None if horizon is None else max(horizon - done, 0)
+        size = self.policy.window(self.t, left, self._loads.waking, self.predictor.samples)
         if self.settings.window is None:
             return int(min(size, self.tuning.windows.most))
         if self.policy.begins:  # the first ones are decided on little
             size = max(self.tuning.windows.least, self.t)
         return int(min(self.settings.window, size))
+
+    def joules_of_many(self, m: int, requests: int) -> tuple[float, float] | None:
+        """Joules of a request that model m is given with so many others at once, and their relative error: by a line
+        through what was read of it at three loads or more."""
+        shares = self._loads.shares
+        if shares is None or math.isnan(shares[m].error) or not requests:
+            return None
+        return shares[m].of(requests), shares[m].error
 
     @property
     def looks(self) -> bool:
@@ -264,18 +291,72 @@ class Controller:
             for look in (self.answers.looks() if self.answers is not None else ())
             if not look.checked or look.model in checkers
         ]
-        queues = {plan: account.queue for plan, account in self.accounts.items()}
-        owed, explorations = self.owed, self.explored
-        decisions = []
         # they are looked at again when they are learnt from, after the last of the window
         remember(min(len(requests) + LATEST, MOST_REMEMBERED))
         predicted = list(self._predict([request.prompt for request in requests]))
+        window = _Window(requests, allowed, predicted, looks, checkers)
+        everyone = frozenset(range(self.models))
+        aims = self._aims(window, everyone)
+        decisions = self._decide(window, everyone, aims)
+        shares = self._loads.shares
+        if shares is None:
+            return decisions
+        if all((request.plan or DEFAULT_PLAN) in aims for request in requests):
+            decisions = self._awake(window, decisions, aims, shares)
+        return _at_their_loads(decisions, shares)
+
+    def _awake(
+        self,
+        window: _Window,
+        decisions: list[Decision],
+        aims: Mapping[str, Solution],
+        shares: Sequence[Share],
+    ) -> list[Decision]:
+        """The decisions for a window in which models sleep that would get too few requests to pay for their steps,
+        where the others are expected to do as well.
+        """
+        models = frozenset(range(self.models))
+
+        def total(decided: Sequence[Decision]) -> tuple[float, float]:
+            """Joules, and sum of accuracies."""
+            given = Counter(m for decision in decided for m in decision.asked)
+            joules = [share.idle(given[m]) for m, share in enumerate(shares)]
+            accuracy = 0.0
+            for decision in decided:
+                if decision.estimates is None or decision.joules_predicted is None:
+                    return math.inf, 0.0
+                joules += [decision.joules_predicted[m] for m in decision.asked]
+                counted = decision.counted_on
+                accuracy += decision.estimates[decision.model] if counted is None else counted
+            return math.fsum(joules), accuracy
+
+        least, wanted = total(decisions)
+        for m in sorted(models, key=lambda m: -shares[m].steps):
+            given = sum(m in decision.asked for decision in decisions)
+            if not 0 < given < shares[m].room or len(models) == 1:
+                continue
+            without = self._aims(window, models - {m})
+            if any(aims[plan].reachable and not aim.reachable for plan, aim in without.items()):
+                continue
+            others = self._decide(window, models - {m}, without)
+            joules, accuracy = total(others)
+            if joules < least and accuracy > wanted - 1.0:
+                least, decisions, models = joules, others, models - {m}
+        return decisions
+
+    def _decide(
+        self, window: _Window, awake: Collection[int], aims: Mapping[str, Solution]
+    ) -> list[Decision]:
+        """Decide a window with the models that are awake; others serve what these can't."""
+        requests, looks, checkers = window.requests, window.looks, window.checkers
+        queues = {plan: account.queue for plan, account in self.accounts.items()}
+        owed, explorations = self.owed, self.explored
+        decisions = []
         samples = self.predictor.samples.tolist()
-        aims = self._aims(requests, predicted, looks)
         auditor = self.auditor
         later = auditor.later if auditor else 0
         for t, (request, can, (estimates, joules)) in enumerate(
-            zip(requests, allowed, predicted, strict=True), start=self.t + 1
+            zip(requests, window.allowed, window.predicted, strict=True), start=self.t + 1
         ):
             plan = request.plan or DEFAULT_PLAN
             due = owed or coin(self.settings.seed, t) < self._exploration_probability(t, explorations)
@@ -287,9 +368,20 @@ class Controller:
                 asked = tuple(can)
                 model = can[-1]
             else:
-                model, others, looked = self._choose(
-                    t, plan, queues[plan], can, estimates, joules, samples, looks, aims.get(plan)
+                view = View(
+                    t=t,
+                    plan=plan,
+                    queue=queues[plan].length,
+                    alpha=self.settings.alphas[plan],
+                    allowed=[m for m in can if m in awake] or can,
+                    estimates=estimates,
+                    joules=joules,
+                    joules_unit=self.joules.unit,
+                    samples=samples,
+                    looks=looks,
+                    aim=aims.get(plan),
                 )
+                model, others, looked = self._choose(view)
                 taught = (
                     bool(request.references) and auditor is None
                 )  # audits choose what they ask themselves
@@ -407,56 +499,32 @@ class Controller:
         expected = np.clip(levels(prior, samples, estimates, prior.variance), 0.0, 1.0)
         return np.where(samples > 0, estimates, expected)
 
-    def _aims(
-        self, requests: Sequence[Request], predicted: Sequence[tuple[_Row, _Row]], looks: Sequence[Look]
-    ) -> Mapping[str, Solution]:
+    def _aims(self, window: _Window, awake: Collection[int]) -> Mapping[str, Solution]:
         """By plan: the price of this window, where its size was found by the policy, on its own prompts."""
         if self.settings.window is not None:
             return {}
         rows: dict[str, list[tuple[_Row, _Row]]] = {}
-        for request, row in zip(requests, predicted, strict=True):
+        for request, row in zip(window.requests, window.predicted, strict=True):
             rows.setdefault(request.plan or DEFAULT_PLAN, []).append(row)
+        asleep = [m for m in range(self.models) if m not in awake]
         found = {}
         for plan, of_plan in rows.items():
             estimates, joules = zip(*of_plan, strict=True)
             if None in estimates or None in joules:
                 continue
-            upcoming = Recent(np.array(estimates), np.array(joules), self.predictor.samples)
+            expected = np.array(joules)
+            expected[:, asleep] = np.inf
+            upcoming = Recent(np.array(estimates), expected, self.predictor.samples)
             alpha, account = self.settings.alphas[plan], self.accounts[plan]
-            found[plan] = self.policy.aim(plan, alpha, account, upcoming, len(of_plan), looks)
+            found[plan] = self.policy.aim(plan, alpha, account, upcoming, len(of_plan), window.looks)
         return {plan: aim for plan, aim in found.items() if aim is not None}
 
-    def _choose(
-        self,
-        t: int,
-        plan: str,
-        queue: VirtualQueue,
-        allowed: Sequence[int],
-        estimates: tuple[float, ...] | None,
-        joules: tuple[float, ...] | None,
-        samples: Sequence[float],
-        looks: Sequence[Look],
-        aim: Solution | None,
-    ) -> tuple[int, tuple[int, ...], Looked | None]:
+    def _choose(self, view: View) -> tuple[int, tuple[int, ...], Looked | None]:
         """(the model that serves, the ones that are asked as well, whether its answer is looked at)."""
-        alpha = self.settings.alphas[plan]
-        if self.unreachable(plan):
-            return allowed[-1], (), None
-        view = View(
-            t=t,
-            plan=plan,
-            queue=queue.length,
-            alpha=alpha,
-            allowed=allowed,
-            estimates=estimates,
-            joules=joules,
-            joules_unit=self.joules.unit,
-            samples=samples,
-            looks=looks,
-            aim=aim,
-        )
+        if self.unreachable(view.plan):
+            return view.allowed[-1], (), None
         served = self.policy.choose(view)
-        looked = self.policy.look(view, served) if looks else None
+        looked = self.policy.look(view, served) if view.looks else None
         return served, self.policy.companions(view, served), looked
 
     def expected_explorations(self, requests: int) -> float:
@@ -509,6 +577,9 @@ class Controller:
             else:
                 self._book(account, event, event.served)
             self._absences.settle(event.decision.t, event.decision.asked, event.faults or {})
+            if event.running:
+                running = [event.running.get(str(m), math.nan) for m in range(self.models)]
+                self._loads.settle(event.joules, running)
             self._in_window += 1
             self.explored += event.decision.explored
             self.t = event.decision.t
@@ -563,6 +634,9 @@ class Controller:
         """End the window: all its requests are settled. The policy solves its prices now."""
         self._follow()
         self._absences.close_window(self.t)
+        if not self._loads.is_empty:
+            self._loads.close_window()
+            self.joules.expect(self._loads.scale)
         recent = self._of_recent() if self.policy.wants_recent(self.accounts) else None
         looks: Sequence[Look] = ()
         if self.answers is not None:
@@ -662,6 +736,7 @@ class Controller:
         looked = self.answers is not None and self.answers.knows_something
         answers = {"answers": self.answers.state()} if self.answers is not None and looked else {}
         absences = {} if self._absences.is_empty else {"absences": self._absences.state()}
+        loads = {} if self._loads.is_empty else {"loads": self._loads.state()}
         return Part(
             "controller",
             version=2,
@@ -684,6 +759,7 @@ class Controller:
                 **({} if self.auditor is None else {"auditor": self.auditor.state()}),
                 **answers,
                 **absences,
+                **loads,
                 **({} if self._ahead is None else {"ahead": self._ahead.state()}),
                 **({} if not self._look_at else {"drift": self._drift()}),
             },
@@ -724,6 +800,10 @@ class Controller:
         self._absences = Absences(self.models)
         if "absences" in part.parts:
             self._absences.load(part.parts["absences"])
+        self._loads = Loads(self.models)
+        if "loads" in part.parts:
+            self._loads.load(part.parts["loads"])
+            self.joules.scale = self._loads.scale
         if parts["policy"].name == own.parts["policy"].name:
             self.policy.load(parts["policy"])
         else:
@@ -778,3 +858,20 @@ class _Running:
         part.check(self.state())
         values = part.values
         self.count, self.mean, self.squares = values["count"], values["mean"], values["squares"]
+
+
+def _at_their_loads(decisions: Sequence[Decision], shares: Sequence[Share]) -> list[Decision]:
+    """With the joules that are expected of each model's share of the window, instead of those on full engines."""
+    given = Counter(m for decision in decisions for m in decision.asked)
+    times = [share.of(given[m]) / share.full for m, share in enumerate(shares)]
+    return [
+        decision
+        if decision.joules_predicted is None
+        else replace(
+            decision,
+            joules_predicted=tuple(
+                e * more for e, more in zip(decision.joules_predicted, times, strict=True)
+            ),
+        )
+        for decision in decisions
+    ]

@@ -206,6 +206,7 @@ def event_of(
         or None,
         judged=judged,
         faults={str(m): one.fault or "model" for m, one in outcomes.items() if one.error is not None} or None,
+        running={str(m): one.running for m, one in outcomes.items() if one.running is not None} or None,
     )
 
 

@@ -112,11 +112,15 @@ class Policy(Protocol):
         """
         ...
 
-    def window(self, t: int, left: int | None) -> float:
+    def window(
+        self, t: int, left: int | None, waking: float = 0.0, samples: NDArray[np.float64] | None = None
+    ) -> float:
         """How many requests, after the first t, may be decided before anything of them is known.
 
         Args:
             left: requests of the period still to come; None where that isn't known.
+            waking: joules that a window takes whatever it holds, as far as known.
+            samples: how many accuracies each model's estimates rest on.
         """
         ...
 
@@ -227,7 +231,9 @@ class _Stateless:
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return 0.0
 
-    def window(self, t: int, left: int | None) -> float:
+    def window(
+        self, t: int, left: int | None, waking: float = 0.0, samples: NDArray[np.float64] | None = None
+    ) -> float:
         return math.inf
 
     def settle(self, served: Served) -> None:

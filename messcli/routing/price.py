@@ -160,7 +160,7 @@ def solve(
     """The smallest price that isn't below the price that is expected after the window, if it buys at this one.
 
     Args:
-        estimates, joules: of requests like those to come, (requests, models).
+        estimates, joules: of requests like those to come, (requests, models); joules of a model that sleeps are inf.
         bonus: (models,): the optimism that choices add to Â.
         errors: (models,): standard errors of the models' levels.
         looks: at answers, that choices count on.
@@ -175,6 +175,7 @@ def solve(
             np.broadcast_to(bonus, estimates.shape)[rows],
         )
     means = joules.mean(axis=0)
+    means = means[np.isfinite(means)]
     dearest = float(means.max()) or 1.0  # 0 where a meter counts nothing: then any price is as good
     cheapest = float(means.min()) or 1e-3 * dearest
     grid = np.geomspace(search.least * cheapest, search.most * dearest, search.cells)

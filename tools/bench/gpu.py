@@ -473,7 +473,9 @@ def energy_table(state: Path) -> dict[str, dict[str, float]]:
 
 def _whereto(bench: Bench, state: Path, rows: Sequence[Figures]) -> Figures:
     """What took a run's joules and seconds: models, their loads, overhead."""
-    seconds: dict[str, float] = {}  # of the answers that were served, their part of the batches that they were in
+    seconds: dict[
+        str, float
+    ] = {}  # of the answers that were served, their part of the batches that they were in
     for row in rows:
         if row.get("seconds") is not None:
             seconds[row["model"]] = seconds.get(row["model"], 0.0) + row["seconds"]

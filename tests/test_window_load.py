@@ -1,0 +1,254 @@
+"""Joules by what ran beside: the line of each model, windows that leave models out, and where a run goes on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_policy import NAMES, Table, table
+
+from messcli.models.billing import mean_running
+from messcli.predict.base import create_predictor
+from messcli.predict.joules import JoulesPredictor
+from messcli.records import Answer, Asked, Outcome
+from messcli.routing.auto import Auto
+from messcli.routing.controller import DEFAULT_PLAN, Controller, Settings
+from messcli.routing.load import FEW, Loads, Share
+from messcli.routing.loop import chunks
+from messcli.snapshots import Part
+
+STEPS, OWN = (40.0, 80.0, 200.0), (0.2, 1.0, 6.0)  # joules of a batch, and of each request in it
+ROWS = 1200
+
+
+def read(loads: Loads, m: int, models: int, running: float, joules: float, times: int = FEW) -> None:
+    for _ in range(times):
+        row = [math.nan] * models
+        row[m] = joules
+        loads.settle(row, [running if n == m else math.nan for n in range(models)])
+
+
+amounts = st.floats(0.01, 1e4)
+
+
+def test_the_lines_error_is_known_from_three_loads_on() -> None:
+    loads = Loads(1)
+    for b, factor in ((4, 1.0), (32, 1.0)):
+        read(loads, 0, 1, b, factor * (100.0 / b + 1.0))
+    loads.close_window()
+    assert loads.shares is not None
+    assert math.isnan(loads.shares[0].error)
+    read(loads, 0, 1, 200, 100.0 / 200 + 1.0)
+    loads.close_window()
+    assert loads.shares[0].error == pytest.approx(0.0, abs=1e-9)
+    read(loads, 0, 1, 8, 5.0 * (100.0 / 8 + 1.0))
+    loads.close_window()
+    assert loads.shares[0].error > 0.2
+
+
+@given(amounts, amounts, st.sampled_from([(1, 4), (3, 200), (16, 256)]))
+def test_two_loads_tell_the_line(steps: float, own: float, running: tuple[int, int]) -> None:
+    loads = Loads(1)
+    for b in running:
+        read(loads, 0, 1, b, steps / b + own)
+    loads.close_window()
+    assert loads.shares is not None
+    (share,) = loads.shares
+    assert share.full == pytest.approx(steps / running[1] + own, rel=1e-6)
+    assert share.read == pytest.approx((steps / running[0] + steps / running[1]) / 2 + own, rel=1e-6)
+    assert loads.scale == pytest.approx([share.full / share.read])
+    assert loads.waking == pytest.approx(share.steps)
+
+
+def test_nothing_is_said_before_one_was_read_at_two_loads() -> None:
+    loads = Loads(2)
+    read(loads, 0, 2, 4, 10.0)
+    read(loads, 1, 2, 8, 30.0)
+    loads.close_window()
+    assert loads.shares is None
+    assert (loads.scale == 1.0).all()
+    assert loads.waking == 0.0
+    read(loads, 0, 2, 64, 1.0)
+    loads.close_window()
+    assert loads.shares is not None
+
+
+def test_a_model_of_one_load_is_taken_for_the_one_whose_steps_weigh_least() -> None:
+    loads = Loads(3)
+    for m, (steps, own) in enumerate([(100.0, 0.1), (100.0, 10.0)]):
+        for b in (4, 64):
+            read(loads, m, 3, b, steps / b + own)
+    read(loads, 2, 3, 16, 25.0)
+    loads.close_window()
+    assert loads.shares is not None
+    last = loads.shares[2]
+    assert last.steps / last.own == pytest.approx(10.0)
+    assert last.steps / 16 + last.own == pytest.approx(25.0)
+
+
+def test_of_a_model_that_was_read_a_few_times_nothing_is_concluded() -> None:
+    loads = Loads(2)
+    for b in (4, 64):
+        read(loads, 0, 2, b, 100.0 / b + 1.0)
+    for times in (0, FEW - 1):
+        read(loads, 1, 2, 1, 300.0, times=times)
+        loads.close_window()
+        assert loads.shares is not None
+        assert loads.shares[1].steps == loads.shares[1].idle(3) == 0.0
+        assert loads.scale[1] == 1.0
+
+
+def test_an_engine_that_had_more_to_do_than_it_ran_is_full() -> None:
+    loads = Loads(2)
+    for b in (4, 32):
+        read(loads, 0, 2, b, 100.0 / b + 1.0, times=32)  # 64 in the window, never more than 32 at a time
+        read(loads, 1, 2, b, 100.0 / b + 1.0)
+    read(loads, 1, 2, 128, 100.0 / 128 + 1.0, times=100)
+    loads.close_window()
+    assert loads.shares is not None
+    assert [share.room for share in loads.shares] == pytest.approx([32.0, 128.0])
+
+
+def test_a_share_pays_whole_steps() -> None:
+    share = Share(steps=100.0, own=2.0, room=50.0, read=12.0)
+    assert share.of(1) == 102.0
+    assert share.of(50) == share.full == 4.0
+    assert share.of(51) * 51 == pytest.approx(200 + 51 * 2)
+    assert share.of(0) == share.full
+    assert [share.idle(n) for n in (0, 25, 50, 100)] == pytest.approx([0.0, 50.0, 0.0, 0.0])
+
+
+def test_what_is_kept_goes_on() -> None:
+    loads, again = Loads(2), Loads(2)
+    for m, b in ((0, 4), (0, 64), (1, 8)):
+        read(loads, m, 2, b, 100.0 / b + 1.0)
+    loads.close_window()
+    read(loads, 1, 2, 64, 3.0, times=3)
+    again.load(Part.loads(loads.state().dumps()))
+    for one in (loads, again):
+        one.close_window()
+    assert again.shares == loads.shares
+    assert again.state().dumps() == loads.state().dumps()
+
+
+def test_running_is_the_harmonic_mean_over_an_answers_tokens() -> None:
+    assert mean_running([(10, 4)]) == 4.0
+    assert mean_running([(10, 4), (30, 12)]) == pytest.approx(40 / (10 / 4 + 30 / 12))
+    assert mean_running([]) is None
+    assert mean_running([(0, 3)]) is None
+
+
+def test_an_outcome_keeps_what_ran_beside_it() -> None:
+    outcome = Outcome("a", 1.0, 2.0, running=12.5)
+    assert Outcome.loads(outcome.dumps()) == outcome
+    older = outcome.dumps().replace(b'"running":12.5,', b"")
+    assert Outcome.loads(older) == replace(outcome, running=None)
+
+
+class Batches(Table):
+    """A table whose models run what they are given at once: its joules are those of steps and of each request.
+
+    `tells`: it says how many ran.
+    """
+
+    def __init__(self, source: Table, *, tells: bool = True) -> None:
+        super().__init__(source.names, source.outcomes)
+        self.joules = 0.0
+        self.most = 256
+        self._tells = tells
+
+    def answers(self, asked: Asked) -> Iterator[Sequence[Answer]]:
+        by_model: dict[int, list[int]] = {}
+        for position, (_, models) in enumerate(asked):
+            for m in models:
+                by_model.setdefault(m, []).append(position)
+        for m, positions in sorted(by_model.items()):
+            for start in range(0, len(positions), self.most):
+                batch = positions[start : start + self.most]
+                each = STEPS[m] / len(batch) + OWN[m]
+                self.joules += each * len(batch)
+                running = float(len(batch)) if self._tells else None
+                yield [
+                    (
+                        place,
+                        m,
+                        replace(self.outcomes[asked[place][0].id][NAMES[m]], joules=each, running=running),
+                    )
+                    for place in batch
+                ]
+
+
+def controller(rows: int = ROWS) -> Controller:
+    settings = Settings(alphas={DEFAULT_PLAN: 0.5}, window=None, horizon=rows)
+    return Controller(3, Auto(rows), create_predictor("ridge", 3), JoulesPredictor(3), settings)
+
+
+def job(seed: int, *, unaware: bool = False) -> tuple[float, float, list[list[int]]]:
+    """Joules, mean accuracy, and by window the models that were asked."""
+    requests, recorded = table(ROWS, seed)
+    source, control = Batches(recorded, tells=not unaware), controller()
+    accuracy, windows = 0.0, []
+    for chunk in chunks(requests, control, source):
+        if chunk.opened is not None:
+            asked = Counter(m for item in chunk.opened if item.decision for m in item.decision.asked)
+            windows.append(sorted(asked))
+        for line in chunk.lines:
+            accuracy += line.outcomes[line.served].accuracy  # type: ignore[union-attr, index, operator]
+    return source.joules, accuracy / ROWS, windows
+
+
+def test_windows_leave_models_out_and_the_job_takes_less() -> None:
+    aware = [job(seed) for seed in range(4)]
+    unaware = [job(seed, unaware=True) for seed in range(4)]
+    assert sum(joules for joules, _, _ in aware) < 0.9 * sum(joules for joules, _, _ in unaware)
+    assert min(accuracy for _, accuracy, _ in aware) > 0.49
+    assert any(len(asked) < 3 for _, _, windows in aware for asked in windows[3:])
+
+
+def test_a_run_that_goes_on_decides_as_one_that_was_never_stopped() -> None:
+    requests, recorded = table(ROWS, 5)
+    whole = controller()
+    for _ in chunks(requests, whole, Batches(recorded)):
+        pass
+    first = controller()
+    stopped = 0
+    for chunk in chunks(requests, first, Batches(recorded)):
+        stopped += len(chunk.lines)
+        if chunk.ends_window and stopped >= ROWS // 4:
+            break
+    kept = first.state()
+    assert "loads" in kept.parts
+    second = controller()
+    second.load(Part.loads(kept.dumps()))
+    for _ in chunks(requests[stopped:], second, Batches(recorded)):
+        pass
+    assert second.state().dumps() == whole.state().dumps()
+
+
+def test_joules_are_told_as_the_share_will_pay_them() -> None:
+    requests, recorded = table(ROWS, 1)
+    source, control = Batches(recorded), controller()
+    told, read_joules = [], []
+    for chunk in chunks(requests, control, source):
+        for line in chunk.lines:
+            decision = line.decision  # type: ignore[union-attr]
+            if decision.t > ROWS // 2 and decision.joules_predicted is not None:
+                told.append(decision.joules_predicted[line.served])  # type: ignore[union-attr]
+                read_joules.append(line.outcomes[line.served].joules)  # type: ignore[union-attr]
+    assert len(told) > ROWS // 4
+    assert sum(told) == pytest.approx(sum(read_joules), rel=0.2)
+
+
+def test_a_table_without_loads_decides_as_ever() -> None:
+    requests, recorded = table(300, 2)
+    control = controller(300)
+    for _ in chunks(requests, control, recorded):
+        pass
+    assert "loads" not in control.state().parts
+    assert np.array_equal(control.joules.scale, np.ones(3))
