@@ -115,27 +115,24 @@ class Auto:
         share = self.tuning.exploration.share
         return companions(self._seed, view.t, served, view.allowed, view.joules, share)
 
-    def window(self, t: int, left: int | None, waking: float = 0.0, samples: Array | None = None) -> float:
+    def window(self, t: int, left: int | None) -> float:
         windows = self.tuning.windows
         if not self.horizon or left is None:
             return float(min(max(windows.first, t), windows.most))
         growth = min(max(1.0, self.horizon / windows.few), windows.growth)
         size = max(min(windows.first, windows.start * self.horizon), growth * t)
-        last = min(self._not_worth_splitting(waking, samples), windows.blind * t)
-        if left > max(windows.end * self.horizon, last):
+        if left > windows.end * self.horizon:
             kept = min(max(windows.least_kept, windows.kept / self.horizon), windows.most_kept)
             size = min(size, (1.0 - kept) * left)
         else:
             size = left
         return max(1.0, min(size, windows.most))
 
-    def _not_worth_splitting(self, waking: float, samples: Array | None) -> float:
-        """Requests up to which a window loses less by being decided in one go than two halves take for their steps.
-
-        What is lost: chance that the second half could have made good, and that half's choices by better levels.
-        """
+    def not_worth_splitting(self, waking: float, samples: Array) -> float:
+        """What is lost by a window in one go: chance that its second half could have made good, and that half's choices
+        by better levels."""
         price, windows = self.price, self.tuning.windows
-        if not waking or not price or samples is None:
+        if not waking or not price:
             return 0.0
         variance = float(np.mean([promise.residuals.variance for promise in self._promises.values()]))
         chance = price * windows.spared * math.sqrt(variance)  # times sqrt(W)

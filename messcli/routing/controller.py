@@ -31,7 +31,7 @@ from messcli.routing.failures import Absences
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.load import Loads, Share
 from messcli.routing.look import Looked
-from messcli.routing.policy import Policy, Recent, Served, View, Window
+from messcli.routing.policy import JoinsWindows, Policy, Recent, Served, View, Window
 from messcli.routing.price import Solution
 from messcli.routing.prompts import Ahead, Latest
 from messcli.routing.sla import Account
@@ -247,12 +247,22 @@ class Controller:
         horizon = self.settings.horizon
         done = sum(account.settled + account.failed for account in self.accounts.values())
         left = None if horizon is None else max(horizon - done, 0)
-        size = self.policy.window(self.t, left, self._loads.waking, self.predictor.samples)
+        size = self.policy.window(self.t, left)
         if self.settings.window is None:
+            if left and left <= self._joined:
+                size = left
             return int(min(size, self.tuning.windows.most))
         if self.policy.begins:  # the first ones are decided on little
             size = max(self.tuning.windows.least, self.t)
         return int(min(self.settings.window, size))
+
+    @property
+    def _joined(self) -> float:
+        """Requests up to which the last ones are one window: two would take more for their steps than they save."""
+        if not isinstance(self.policy, JoinsWindows):
+            return 0.0
+        most = self.policy.not_worth_splitting(self._loads.waking, self.predictor.samples)
+        return min(most, self.tuning.windows.blind * self.t)
 
     def joules_of_many(self, m: int, requests: int) -> tuple[float, float] | None:
         """Joules of a request that model m is given with so many others at once, and their relative error: by a line

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,15 +112,11 @@ class Policy(Protocol):
         """
         ...
 
-    def window(
-        self, t: int, left: int | None, waking: float = 0.0, samples: NDArray[np.float64] | None = None
-    ) -> float:
+    def window(self, t: int, left: int | None) -> float:
         """How many requests, after the first t, may be decided before anything of them is known.
 
         Args:
             left: requests of the period still to come; None where that isn't known.
-            waking: joules that a window takes whatever it holds, as far as known.
-            samples: how many accuracies each model's estimates rest on.
         """
         ...
 
@@ -198,6 +194,20 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class JoinsWindows(Protocol):
+    """A Policy that weighs what a window takes whatever it holds."""
+
+    def not_worth_splitting(self, waking: float, samples: NDArray[np.float64]) -> float:
+        """Requests up to which a last window loses less in one go than two halves take for their steps.
+
+        Args:
+            waking: joules that a window takes whatever it holds; 0: not known.
+            samples: how many accuracies each model's estimates rest on.
+        """
+        ...
+
+
 class _Stateless:
     """What policies share that look at nothing but the View."""
 
@@ -231,9 +241,7 @@ class _Stateless:
     def exploration_probability(self, t: int, explored: int, accounts: Mapping[str, Account]) -> float:
         return 0.0
 
-    def window(
-        self, t: int, left: int | None, waking: float = 0.0, samples: NDArray[np.float64] | None = None
-    ) -> float:
+    def window(self, t: int, left: int | None) -> float:
         return math.inf
 
     def settle(self, served: Served) -> None:
