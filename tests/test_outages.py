@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 from fault_server import Server
 from toy_job import PLAIN, requests, write_job
+from transformers import AutoConfig, GenerationMixin
 
-from messcli.errors import ModelError, ModelUnavailable
+from messcli.errors import EXIT_UNAVAILABLE, ModelError, ModelUnavailable
 from messcli.jobs.config import RouteConfig
 from messcli.jobs.route import route
 from messcli.jobs.summary import Summary
 from messcli.state.state import State
+from messcli.zoo import BUNDLED_ZOO, load_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "samples" / "requests.jsonl"
 Reply = tuple[int, dict[str, Any]]
 Says = Callable[[str, str, int], Reply | None]  # model, prompt, how many requests before; None: an answer
 
@@ -252,3 +255,39 @@ def test_each_cause_has_its_code(tmp_path: Path, code: int) -> None:
     assert ended.status == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == b""
+
+
+@pytest.mark.parametrize("broken", [("small",), ("small", "medium", "large")])
+def test_a_model_of_this_process_that_breaks_passes_its_requests_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]
+) -> None:
+    widths = {
+        AutoConfig.from_pretrained(spec.path).hidden_size
+        for spec in load_zoo(BUNDLED_ZOO).models
+        if spec.name in broken
+    }
+    generate = GenerationMixin.generate
+
+    def breaks(self: Any, **options: Any) -> Any:
+        warming_up = options["input_ids"].numel() == 1
+        if self.config.hidden_size in widths and not warming_up:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more lines")
+        return generate(self, **options)
+
+    monkeypatch.setattr(GenerationMixin, "generate", breaks)
+    output = tmp_path / "out.jsonl"
+    config = RouteConfig.of(str(SAMPLES), str(output), limit=24, patience=0.0)
+    if len(broken) == 3:
+        with pytest.raises(ModelUnavailable, match="illegal memory access") as caught:
+            route(config)
+        assert caught.value.exit_code == EXIT_UNAVAILABLE
+        assert "\n" not in str(caught.value)
+        assert not output.exists() or not output.read_text()
+        monkeypatch.undo()
+    summary = route(config)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 24
+    assert all(row["output"] is not None for row in rows)
+    if len(broken) == 1:
+        assert summary.passed_on["small"] > 0
+        assert "small" not in {row["model"] for row in rows}

@@ -118,7 +118,9 @@ SECTIONS = list(dict.fromkeys(block.section for block in CONSOLE))
 def without_numbers(line: str) -> str:
     """Energy is measured, and decides: its numbers differ from run to run, as does who served how many."""
     line = re.sub(r"served by .*", "served by", line)
-    line = re.sub(r"basis .*", "basis", re.sub(r"at (least|most) ", "", line))  # whether its loads differed
+    line = re.sub(
+        r"basis .*", "basis", re.sub(r"at (least|most) | ± \d+%(?=\))", "", line)
+    )  # whether its loads differed
     line = re.sub(r"[▁▂▃▄▅▆▇█]+", "▁", line)
     line = re.sub(r"\(batch means .*|\(Student's t .*", "", line)
     line = re.sub(r";? *(not|NOT)? *converged.*", "", line)

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from messcli.adapter import read_adapter
-from messcli.errors import MessError, first_line
+from messcli.errors import MessError, ModelUnavailable, first_line
 from messcli.models.backend import Group, InBatches, collector_paused, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint, cure_for, first_attribute, is_out_of_memory
 from messcli.models.weights import Weights, free_memory
@@ -489,7 +489,7 @@ class TransformersBackend(InBatches):
             if is_out_of_memory(error):
                 return None  # not retried here: the traceback holds the tensors that filled the memory
             raise self.checkpoint.error(
-                f"failed while answering: {first_line(error)}", cure_for(error)
+                f"failed while answering: {first_line(error)}", cure_for(error), ModelUnavailable
             ) from error
         return list(zip(rows, known, strict=True))
 
@@ -543,7 +543,7 @@ class TransformersBackend(InBatches):
             if is_out_of_memory(error):
                 return None
             raise self.checkpoint.error(
-                f"failed while it read an answer: {first_line(error)}", cure_for(error)
+                f"failed while it read an answer: {first_line(error)}", cure_for(error), ModelUnavailable
             ) from error
         return [
             self.checkpoint.weighed(len(prompts[index]), options, row)
