@@ -118,9 +118,8 @@ SECTIONS = list(dict.fromkeys(block.section for block in CONSOLE))
 def without_numbers(line: str) -> str:
     """Energy is measured, and decides: its numbers differ from run to run, as does who served how many."""
     line = re.sub(r"served by .*", "served by", line)
-    line = re.sub(
-        r"basis .*", "basis", re.sub(r"at (least|most) | ± \d+%(?=\))", "", line)
-    )  # whether its loads differed
+    # what the largest would take is known in one of two ways, by whether its loads differed
+    line = re.sub(r"basis .*", "basis", re.sub(r"at (least|most) | ± \d+%(?=\))", "", line))
     line = re.sub(r"[▁▂▃▄▅▆▇█]+", "▁", line)
     line = re.sub(r"\(batch means .*|\(Student's t .*", "", line)
     line = re.sub(r";? *(not|NOT)? *converged.*", "", line)
@@ -131,7 +130,7 @@ def without_numbers(line: str) -> str:
 
 def without_what_differs(text: str) -> list[str]:
     """Lines to compare. How energy is read is the machine's."""
-    lines = [line for line in text.splitlines() if not line.startswith(("energy: ", "too short "))]
+    lines = [line for line in text.splitlines() if not line.startswith(("energy: ", "advice "))]
     return [without_numbers(line) for line in lines]
 
 

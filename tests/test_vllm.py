@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from messcli.errors import ModelError, ModelTooLarge
+from messcli.errors import ModelError, ModelTooLarge, ModelUnavailable
 from messcli.models.backend import create, share_weights
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Request
@@ -265,6 +266,23 @@ class TestFailures:
         assert f'model "medium" ({MEDIUM.path}): ' in str(caught.value)
         assert "head_dim=20" in str(caught.value)
         assert capfd.readouterr().out == ""
+
+    def test_an_engine_whose_processes_die_is_away_and_comes_back(self):
+        others = set(psutil.Process().children(recursive=True))
+        backend = create(spec(), batch_size=None)
+        try:
+            backend.load()
+            processes = set(psutil.Process().children(recursive=True)) - others
+            assert processes
+            stream = backend.stream(REQUESTS)
+            for process in processes:
+                process.kill()
+            with pytest.raises(ModelUnavailable, match="failed while answering"):
+                list(stream)
+            assert not backend.loaded
+            assert [answer.error for answer in backend.generate(REQUESTS[:2])] == [None, None]
+        finally:
+            backend.unload()
 
     def test_too_small_a_share_of_the_memory(self):
         with pytest.raises(ModelTooLarge, match=r"does not fit into its share of the memory .*memory_share"):

@@ -13,21 +13,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_policy import NAMES, Table, table
 
+from messcli.errors import StateError
 from messcli.models.billing import mean_running
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.records import Answer, Asked, Outcome
+from messcli.routing import load
 from messcli.routing.auto import Auto
 from messcli.routing.controller import DEFAULT_PLAN, Controller, Settings
-from messcli.routing.load import FEW, Loads, Share
+from messcli.routing.knowledge import Knowledge
+from messcli.routing.line import Chunk, Settled
+from messcli.routing.load import Share
 from messcli.routing.loop import chunks
+from messcli.routing.tuning import TUNING
 from messcli.snapshots import Part
 
 STEPS, OWN = (40.0, 80.0, 200.0), (0.2, 1.0, 6.0)  # joules of a batch, and of each request in it
 ROWS = 1200
 
 
-def read(loads: Loads, m: int, models: int, running: float, joules: float, times: int = FEW) -> None:
+FEW = int(TUNING.loads.few)
+
+
+def loads_of(models: int) -> load.Loads:
+    return load.Loads(models, TUNING.loads)
+
+
+def read(loads: load.Loads, m: int, models: int, running: float, joules: float, times: int = FEW) -> None:
     for _ in range(times):
         row = [math.nan] * models
         row[m] = joules
@@ -38,7 +50,7 @@ amounts = st.floats(0.01, 1e4)
 
 
 def test_the_lines_error_is_known_from_three_loads_on() -> None:
-    loads = Loads(1)
+    loads = loads_of(1)
     for b, factor in ((4, 1.0), (32, 1.0)):
         read(loads, 0, 1, b, factor * (100.0 / b + 1.0))
     loads.close_window()
@@ -54,7 +66,7 @@ def test_the_lines_error_is_known_from_three_loads_on() -> None:
 
 @given(amounts, amounts, st.sampled_from([(1, 4), (3, 200), (16, 256)]))
 def test_two_loads_tell_the_line(steps: float, own: float, running: tuple[int, int]) -> None:
-    loads = Loads(1)
+    loads = loads_of(1)
     for b in running:
         read(loads, 0, 1, b, steps / b + own)
     loads.close_window()
@@ -67,7 +79,7 @@ def test_two_loads_tell_the_line(steps: float, own: float, running: tuple[int, i
 
 
 def test_nothing_is_said_before_one_was_read_at_two_loads() -> None:
-    loads = Loads(2)
+    loads = loads_of(2)
     read(loads, 0, 2, 4, 10.0)
     read(loads, 1, 2, 8, 30.0)
     loads.close_window()
@@ -80,7 +92,7 @@ def test_nothing_is_said_before_one_was_read_at_two_loads() -> None:
 
 
 def test_a_model_of_one_load_is_taken_for_the_one_whose_steps_weigh_least() -> None:
-    loads = Loads(3)
+    loads = loads_of(3)
     for m, (steps, own) in enumerate([(100.0, 0.1), (100.0, 10.0)]):
         for b in (4, 64):
             read(loads, m, 3, b, steps / b + own)
@@ -93,7 +105,7 @@ def test_a_model_of_one_load_is_taken_for_the_one_whose_steps_weigh_least() -> N
 
 
 def test_of_a_model_that_was_read_a_few_times_nothing_is_concluded() -> None:
-    loads = Loads(2)
+    loads = loads_of(2)
     for b in (4, 64):
         read(loads, 0, 2, b, 100.0 / b + 1.0)
     for times in (0, FEW - 1):
@@ -105,7 +117,7 @@ def test_of_a_model_that_was_read_a_few_times_nothing_is_concluded() -> None:
 
 
 def test_an_engine_that_had_more_to_do_than_it_ran_is_full() -> None:
-    loads = Loads(2)
+    loads = loads_of(2)
     for b in (4, 32):
         read(loads, 0, 2, b, 100.0 / b + 1.0, times=32)  # 64 in the window, never more than 32 at a time
         read(loads, 1, 2, b, 100.0 / b + 1.0)
@@ -125,7 +137,7 @@ def test_a_share_pays_whole_steps() -> None:
 
 
 def test_what_is_kept_goes_on() -> None:
-    loads, again = Loads(2), Loads(2)
+    loads, again = loads_of(2), loads_of(2)
     for m, b in ((0, 4), (0, 64), (1, 8)):
         read(loads, m, 2, b, 100.0 / b + 1.0)
     loads.close_window()
@@ -189,6 +201,12 @@ def controller(rows: int = ROWS) -> Controller:
     return Controller(3, Auto(rows), create_predictor("ridge", 3), JoulesPredictor(3), settings)
 
 
+def served(chunk: Chunk) -> list[tuple[Settled, Outcome]]:
+    """Its finished requests, with what was served."""
+    lines = [line for line in chunk.lines if isinstance(line, Settled) and line.served is not None]
+    return [(line, line.outcomes[line.served]) for line in lines if line.served is not None]
+
+
 def job(seed: int, *, unaware: bool = False) -> tuple[float, float, list[list[int]]]:
     """Joules, mean accuracy, and by window the models that were asked."""
     requests, recorded = table(ROWS, seed)
@@ -198,8 +216,7 @@ def job(seed: int, *, unaware: bool = False) -> tuple[float, float, list[list[in
         if chunk.opened is not None:
             asked = Counter(m for item in chunk.opened if item.decision for m in item.decision.asked)
             windows.append(sorted(asked))
-        for line in chunk.lines:
-            accuracy += line.outcomes[line.served].accuracy  # type: ignore[union-attr, index, operator]
+        accuracy += sum(outcome.accuracy or 0.0 for _, outcome in served(chunk))
     return source.joules, accuracy / ROWS, windows
 
 
@@ -236,11 +253,11 @@ def test_joules_are_told_as_the_share_will_pay_them() -> None:
     source, control = Batches(recorded), controller()
     told, read_joules = [], []
     for chunk in chunks(requests, control, source):
-        for line in chunk.lines:
-            decision = line.decision  # type: ignore[union-attr]
-            if decision.t > ROWS // 2 and decision.joules_predicted is not None:
-                told.append(decision.joules_predicted[line.served])  # type: ignore[union-attr]
-                read_joules.append(line.outcomes[line.served].joules)  # type: ignore[union-attr]
+        for line, outcome in served(chunk):
+            expected = line.decision.joules_predicted
+            if line.decision.t > ROWS // 2 and expected is not None and line.served is not None:
+                told.append(expected[line.served])
+                read_joules.append(outcome.joules or 0.0)
     assert len(told) > ROWS // 4
     assert sum(told) == pytest.approx(sum(read_joules), rel=0.2)
 
@@ -252,3 +269,54 @@ def test_a_table_without_loads_decides_as_ever() -> None:
         pass
     assert "loads" not in control.state().parts
     assert np.array_equal(control.joules.scale, np.ones(3))
+
+
+def test_a_meter_that_reads_nothing_tells_no_line() -> None:
+    loads = loads_of(2)
+    for b in (4, 64):
+        read(loads, 0, 2, b, 0.0)
+        read(loads, 1, 2, b, 100.0 / b + 1.0)
+    loads.close_window()
+    assert loads.shares is not None
+    assert loads.shares[0].steps == 0.0
+    assert np.isfinite(loads.scale).all()
+
+
+def learnt_state() -> Part:
+    """Of a controller that has finished a job."""
+    requests, recorded = table(ROWS, 6)
+    control = controller()
+    for _ in chunks(requests, control, Batches(recorded)):
+        pass
+    return control.state()
+
+
+def test_knowledge_brings_the_loads_that_its_joules_were_read_at() -> None:
+    state = learnt_state()
+    control = controller()
+    control.learn_from(Knowledge.of("earlier", "digest", state))
+    control.begin()
+    kept = loads_of(3)
+    kept.load(state.parts["loads"])
+    assert np.array_equal(control.joules.scale, kept.scale)
+    assert not (control.joules.scale == 1.0).all()
+
+
+def test_joules_that_are_learnt_anew_forget_their_loads() -> None:
+    state = learnt_state()
+    other = replace(state.parts["joules"], tuning="another")
+    control = controller()
+    assert "joules" in control.load(replace(state, parts={**state.parts, "joules": other}))
+    assert (control.joules.scale == 1.0).all()
+    assert "loads" not in control.state().parts
+
+
+@pytest.mark.parametrize("field", sorted(loads_of(2).state().arrays))
+def test_loads_that_lack_a_field_are_refused(field: str) -> None:
+    state = loads_of(2).state()
+    arrays = {name: kept for name, kept in state.arrays.items() if name != field}
+    with pytest.raises(StateError):
+        loads_of(2).load(replace(state, arrays=arrays))
+    renamed = {**arrays, f"{field}_": state.arrays[field]}
+    with pytest.raises(StateError):
+        loads_of(2).load(replace(state, arrays=renamed))

@@ -285,9 +285,9 @@ class Summary:
             most = self.alone.joules * (1.0 + (self.alone.error or 0.0)) * self.routed
             if not self.alone.at_most and self.billed_joules > most:
                 yield (
-                    "too short",
-                    f"{self.routed} requests are too few to route: their answers took {self.billed_joules:.4g} J. Take "
-                    "--policy largest for jobs like this",
+                    "advice",
+                    f"the answers took {self.billed_joules:.4g} J, more than all of them by {self.alone.model} would. "
+                    "Take --policy largest for jobs of this size",
                 )
         # readings of single small calls by an estimate scatter by their own size: the error would be the meter's
         for how, error in () if set(self.meters) <= {"estimate"} else self.predicted.items():
@@ -441,7 +441,8 @@ class Tally:
             if model.load is not None and set(self._meters) == {model.meter}:
                 return by_cost_model(largest, model.load, self._lengths)
         in_load = self._controller.joules_of_many(len(self._names) - 1, self._routed)
-        if in_load is not None:
+        # else it says no more than that its answers here are no cheaper in fuller batches
+        if in_load is not None and (not largest_joules or in_load[0] * (1.0 + in_load[1]) < largest_joules):
             joules, error = in_load
             basis = "a line through its answers here, by how many ran at a time"
             return Alone(largest, joules, error, False, basis)

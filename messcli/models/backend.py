@@ -84,8 +84,9 @@ class Backend(Protocol):
         Groups come as answers do: about once a second or every 64 answers, a batch at a time where a model
         runs batches. Each request finishes once. Every device has finished with a group's work when it is
         yielded, so that a meter can be read. Closing the iterator ends within seconds what still runs.
-        Loads the model if need be. One request's failure is a Generation with `error`; ModelError means that
-        the model itself can't answer, and what was yielded stands.
+        Loads the model if need be. One request's failure is a Generation with `error`. ModelUnavailable means that
+        the model isn't there any more, or has broken: others go on with what it hasn't answered. Any other ModelError
+        ends the run. What was yielded stands.
         """
         ...
 

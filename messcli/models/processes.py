@@ -86,6 +86,17 @@ def child_pids() -> set[int]:
     return {process.pid for process in psutil.Process().children()}
 
 
+def all_alive(pids: Iterable[int]) -> bool:
+    """Whether each of these processes is there and hasn't ended."""
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:  # noqa: PERF203  # each may end at any time
+            return False
+    return True
+
+
 def live_seconds(pids: Iterable[int]) -> float:
     """CPU seconds of children of this process and their descendants, while they live.
 

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from messcli.adapter import read_adapter
-from messcli.errors import MessError, ModelUnavailable, first_line
+from messcli.errors import MessError, ModelError, ModelUnavailable, first_line
 from messcli.models.backend import Group, InBatches, collector_paused, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint, cure_for, first_attribute, is_out_of_memory
 from messcli.models.weights import Weights, free_memory
@@ -252,7 +252,7 @@ class TransformersBackend(InBatches):
         """Batches over the whole share, longest first; each is a group. See `messcli.models.backend.Backend`.
 
         A batch is as large as memory allows when its turn comes, for its longest prompt and the longest answer
-        that is to be expected.
+        that is to be expected. Raises ModelUnavailable when one can't be answered.
         """
         if not requests:
             return
@@ -266,7 +266,10 @@ class TransformersBackend(InBatches):
         while waiting:
             size = self._rows(len(prompts[waiting[0]]), requests[waiting[0]].options)
             batch, waiting = waiting[:size], waiting[size:]
-            answers = self._answered({index: prompts[index] for index in batch}, requests)
+            try:
+                answers = self._answered({index: prompts[index] for index in batch}, requests)
+            except ModelError as error:  # it was loaded, and has broken: others go on with its requests
+                raise ModelUnavailable(str(error)) from error
             if self._cancelled.is_set():  # its answers were cut
                 return
             yield group_of(answers)
@@ -489,7 +492,7 @@ class TransformersBackend(InBatches):
             if is_out_of_memory(error):
                 return None  # not retried here: the traceback holds the tensors that filled the memory
             raise self.checkpoint.error(
-                f"failed while answering: {first_line(error)}", cure_for(error), ModelUnavailable
+                f"failed while answering: {first_line(error)}", cure_for(error)
             ) from error
         return list(zip(rows, known, strict=True))
 
@@ -543,7 +546,7 @@ class TransformersBackend(InBatches):
             if is_out_of_memory(error):
                 return None
             raise self.checkpoint.error(
-                f"failed while it read an answer: {first_line(error)}", cure_for(error), ModelUnavailable
+                f"failed while it read an answer: {first_line(error)}", cure_for(error)
             ) from error
         return [
             self.checkpoint.weighed(len(prompts[index]), options, row)

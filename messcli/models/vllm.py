@@ -13,6 +13,7 @@ import math
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,16 +24,17 @@ import psutil  # type: ignore[import-untyped]  # carries no types
 import transformers
 
 from messcli.adapter import Adapter, read_adapter
-from messcli.errors import ModelError, ModelTooLarge, ZooError
+from messcli.errors import ModelError, ModelTooLarge, ModelUnavailable, ZooError
 from messcli.models.backend import Group, confidence_of, group_of, seed_of
 from messcli.models.checkpoint import Checkpoint
-from messcli.models.processes import child_pids, live_seconds
+from messcli.models.processes import all_alive, child_pids, live_seconds
 from messcli.records import Generation, Request
 from messcli.zoo import ModelSpec, VllmOptions
 
 INSTALL = "pip install 'messcli[vllm]'"
 _GROUP_SECONDS = 1.0  # a group of answers lasts so long,
 _GROUP_ANSWERS = 64  # or until so many are done
+_LIVENESS_SECONDS = 0.5  # between two looks whether an engine's processes are there; a look takes 0.1 ms
 _MOST_LOGPROBS = 20  # of the likeliest tokens: vLLM's own limit, unless load.max_logprobs says another
 _STREAM_INTERVAL = 16  # tokens of a request that the engine tells at a time; more is less work for Python
 # name in [models.generation] -> SamplingParams' name
@@ -137,6 +139,32 @@ class _Engine:
             self.log = _EngineLog()
         with self.log.kept():
             yield
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within it, waiting for answers raises once a process of the engine has ended.
+
+        vLLM's own client (0.32) waits for good then: it notices, and wakes nobody who waits.
+        """
+        answers = getattr(self.llm.llm_engine.engine_core, "outputs_queue", None)
+        if answers is None or not self.pids:  # it runs in this process
+            yield
+            return
+        over = threading.Event()
+
+        def watch(wakes: Any = answers) -> None:
+            while not over.wait(_LIVENESS_SECONDS):
+                if not all_alive(self.pids):
+                    wakes.put_nowait(RuntimeError("a process of the engine has ended"))
+                    return
+
+        watcher = threading.Thread(target=watch, name="messcli-vllm", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
 
     def adapters(self) -> list[str]:
         """The folders of its models' adapters, each once. Their places, from 1, are their numbers in vLLM."""
@@ -325,13 +353,13 @@ class VllmBackend:
         return sum(sizes) or None
 
     @contextlib.contextmanager
-    def _failing(self, what: str) -> Iterator[None]:
-        """An engine that fails is ended: it answers nothing any more. Raises ModelError with its own words."""
+    def _failing(self, what: str, kind: type[ModelError] = ModelError) -> Iterator[None]:
+        """An engine that fails is ended: it answers nothing any more. Raises an error of `kind` with its own words."""
         with self._engine.logging():
             try:
                 yield
             except Exception as error:
-                told = self._engine_error(error, what)
+                told = self._engine_error(error, what, kind)
                 self._engine.stop()
                 raise told from error
 
@@ -468,6 +496,7 @@ class VllmBackend:
         """The engine gets the whole share at once, and batches it by itself. See `messcli.models.backend.Backend`.
 
         Requests are given in the order of their prompts' tokens, so that shared beginnings meet in its cache.
+        Raises ModelUnavailable when the engine dies: the next stream starts it anew.
         """
         if not requests:
             return
@@ -488,14 +517,14 @@ class VllmBackend:
         running: dict[str, _Running] = {}
         engine, lora = self._engine.llm.llm_engine, self._lora()
         try:
-            with self._failing("failed while answering"):
+            with self._failing("failed while answering", ModelUnavailable):
                 for index, name in names.items():
                     ids = list(prompts[index])
                     sampling = self._sampling(requests[index])
                     engine.add_request(name, {"prompt_token_ids": ids}, sampling, lora_request=lora)
                     running[name] = _Running(index, len(ids), options=requests[index].options)
             while running:
-                with self._failing("failed while answering"):
+                with self._failing("failed while answering", ModelUnavailable), self._engine.watched():
                     if self._draining:
                         self._drop(
                             engine, [name for name, request in running.items() if not request.begun], running
@@ -595,7 +624,9 @@ class VllmBackend:
 
     # --- errors ---
 
-    def _engine_error(self, error: Exception, what: str = "can't be loaded") -> ModelError:
+    def _engine_error(
+        self, error: Exception, what: str = "can't be loaded", kind: type[ModelError] = ModelError
+    ) -> ModelError:
         """An engine's processes tell their parent little more than that they failed; their log has the cause."""
         text = (
             self._engine.log and self._engine.log.cause()
@@ -606,7 +637,7 @@ class VllmBackend:
                 "Raise or lower memory_share, lower max_prompt_tokens, or give it a larger device",
                 ModelTooLarge,
             )
-        return self.checkpoint.error(f"{what}: {text}", "Check [models.load] and the model's files")
+        return self.checkpoint.error(f"{what}: {text}", "Check [models.load] and the model's files", kind)
 
 
 def _engine_argument_names() -> set[str]:

@@ -155,7 +155,7 @@ class Controller:
         )
         self._in_window = 0  # requests settled since a window was closed
         self._absences = Absences(models)
-        self._loads = Loads(models)
+        self._loads = Loads(models, tuning.loads)
         self._recent = Latest(models, policy.remembers, begun=policy.begins)
         self._ahead: Ahead | None = None
         self._look_at = (
@@ -237,8 +237,18 @@ class Controller:
             owner.load(kept)
             if isinstance(owner, Fades):
                 owner.discount(most)
+        self._take_up_loads(earlier.part)
         if earlier.part.parts["recent"].tuning == self._recent.state().tuning:
             self._recent.load(earlier.part.parts["recent"])
+
+    def _take_up_loads(self, part: Part | None) -> None:
+        """Those that the joules of `part` were read at; None: these are learnt anew."""
+        self._loads = Loads(self.models, self.tuning.loads)
+        if part is not None and "loads" in part.parts:
+            kept = part.find("loads", like=self._loads.state())
+            if kept is not None:
+                self._loads.load(kept)
+        self.joules.scale = self._loads.scale
 
     # ---- deciding -------------------------------------------------------------------------------
 
@@ -350,7 +360,7 @@ class Controller:
                 continue
             others = self._decide(window, models - {m}, without)
             joules, accuracy = total(others)
-            if joules < least and accuracy > wanted - 1.0:
+            if joules < least and accuracy > wanted - self.tuning.loads.slack:
                 least, decisions, models = joules, others, models - {m}
         return decisions
 
@@ -810,10 +820,6 @@ class Controller:
         self._absences = Absences(self.models)
         if "absences" in part.parts:
             self._absences.load(part.parts["absences"])
-        self._loads = Loads(self.models)
-        if "loads" in part.parts:
-            self._loads.load(part.parts["loads"])
-            self.joules.scale = self._loads.scale
         if parts["policy"].name == own.parts["policy"].name:
             self.policy.load(parts["policy"])
         else:
@@ -827,6 +833,7 @@ class Controller:
                 anew.append(name)
             else:
                 owner.load(kept)
+        self._take_up_loads(part if "joules" not in anew else None)
         recent = part.find("recent", like=own.parts["recent"])
         if recent is None or {"predictor", "joules"} & {*anew}:
             anew.append("recent")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from messcli.snapshots import Part
 
-LEARNT = ("space", "predictor", "joules", "answers", "recent")
+LEARNT = ("space", "predictor", "joules", "answers", "recent", "loads")
 """Parts of a controller that say what prompts and models are like. The others are of the job that it was."""
 
 

@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.energy.load import left_out_error, line
+from messcli.predict.tuning import digest
+from messcli.routing import tuning
 from messcli.snapshots import Part
 
 Array = NDArray[np.float64]
 
 OCTAVES = 16  # of requests that ran at a time: more than 32,768 count as so many
-SPREAD = 2.0  # the largest load that was read, in units of the smallest, from which on a line is fitted
-FEW = 16  # requests of a model, below which a line through what was read says little
-FULL = 1.5  # requests given at once, in units of the most that ran, from which on the engine counts as full
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,8 @@ class Share:
 class Loads:
     """What was read of every model, by the requests that ran at a time. An octave is a power of two of these."""
 
-    def __init__(self, models: int) -> None:
+    def __init__(self, models: int, tuning: tuning.Loads) -> None:
+        self._tuning = tuning
         self._count = np.zeros((models, OCTAVES))  # requests
         self._joules = np.zeros((models, OCTAVES))
         self._parts = np.zeros((models, OCTAVES))  # sum of 1 / requests at a time
@@ -65,9 +65,8 @@ class Loads:
         self._given = np.zeros(models)  # the most of one window
         self._in_window = np.zeros(models)
         self._before = np.zeros(models)  # requests of the window before
-        self.shares: list[Share] | None = (
-            None  # by model, as of the last window's end; None: not known of all
-        )
+        # By model, as of the last window's end; None while no model was read at loads that differ
+        self.shares: list[Share] | None = None
 
     def settle(self, joules: Sequence[float], running: Sequence[float]) -> None:
         """Fold in a request: by model what was read and how many ran at a time, NaN where that isn't known."""
@@ -113,7 +112,7 @@ class Loads:
     def _share(self, m: int, known: tuple[float, float, float] | None, weight: float) -> Share:
         """Of model m, by its own line or by the weight of steps in that of another one."""
         count = self._count[m].sum()
-        if known is None and count < FEW:
+        if known is None and (count < self._tuning.few or not self._joules[m].any()):
             return Share(steps=0.0, own=1.0, room=self._room(m), read=1.0)
         parts, mean = (float(of[m].sum() / count) for of in (self._parts, self._joules))
         alone = mean / (weight * parts + 1.0 - weight)
@@ -125,15 +124,17 @@ class Loads:
         seen = self._count[m] > 0.0
         counts, parts = self._count[m][seen], self._parts[m][seen]
         running = counts / parts
-        if counts.sum() < FEW or running.max() < SPREAD * running.min():
+        if counts.sum() < self._tuning.few or running.max() < self._tuning.spread * running.min():
             return None
         joules = self._joules[m][seen] / parts  # of all that ran together
+        if not joules.all():  # a meter that reads nothing tells no line
+            return None
         error = left_out_error(running, joules)
         return (*line(running, joules, counts), math.nan if error is None else error)
 
     def _room(self, m: int) -> float:
         """How many run at a time at the most: as many as did, where more were given, else as many as with any model."""
-        limited = self._given[m] > FULL * self._most[m]
+        limited = self._given[m] > self._tuning.full * self._most[m]
         return float(self._most[m] if limited else self._most.max())
 
     @property
@@ -145,7 +146,11 @@ class Loads:
         shares = [
             (share.steps, share.own, share.room, share.read, share.error) for share in self.shares or ()
         ]
-        return Part("loads", arrays={**arrays, "shares": np.array(shares, float).reshape(-1, 5)})
+        return Part(
+            "loads",
+            arrays={**arrays, "shares": np.array(shares, float).reshape(-1, 5)},
+            tuning=digest(self._tuning),
+        )
 
     def load(self, part: Part) -> None:
         """Go on from `part`. Raises StateError: it isn't what `state` gives."""

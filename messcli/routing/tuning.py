@@ -173,11 +173,11 @@ class Windows:
     alpha is met less exactly."""
     blind: float = 1.0
     """The most requests that the last window takes because two would take more for their steps, in those settled.
-    Raised: short jobs decide more of them on little."""
+    Raised: short jobs decide more of them on little (docs/evidence/batches.md)."""
     spared: float = 1.0
     """Deviations of chance, times the root of the requests, that a last window is taken to lose. Raised: more windows
-    near the end of jobs whose windows' steps cost something; at 0.3 alpha was missed by 0.05 on 4,096 rows of
-    `mmlu_pro`, at 3.0 1,200 rows took a tenth more (docs/evidence/batches.md)."""
+    near the end of jobs whose windows' steps cost something. 0.3 instead changes little, 3.0 takes 5 to 13 % more on
+    1,000 rows (docs/evidence/batches.md)."""
     known: float = 0.1
     """Accuracy: the largest standard error of a model's level at which a window's price is solved on its own prompts.
     Raised: sooner. What is less known is tried by a part of a window, at the price of the last one's end."""
@@ -187,6 +187,24 @@ class Windows:
     too good."""
     least: int = 8
     """The first windows where a size is given, requests; the next ones take as many as are settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """What a run concludes of its models' loads (docs/evidence/batches.md)."""
+
+    few: float = 16.0
+    """Requests of a model, below which a line through what was read says little. Lowered: a dear model's one short
+    answer makes it look like the cheapest; alpha was missed by 0.034."""
+    spread: float = 2.0
+    """The largest load that a model was read at, in units of the smallest, from which on a line is fitted. Raised:
+    later, and better founded."""
+    full: float = 1.5
+    """Requests given in one window, in units of the most that ran at a time, from which on an engine counts as full.
+    Lowered: a model that was never given much counts as one that can't run more at a time."""
+    slack: float = 1.0
+    """Accuracy, summed over a window, that may be lost where a model sleeps: what one request decides. Raised: models
+    sleep more often, and alpha is met less exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +322,7 @@ class Tuning:
     exploration: Exploration = field(default_factory=Exploration)
     audits: Audits = field(default_factory=Audits)
     windows: Windows = field(default_factory=Windows)
+    loads: Loads = field(default_factory=Loads)
     levels: Levels = LEVELS
     ahead: Ahead = field(default_factory=Ahead)
     drift: Drift = field(default_factory=Drift)

@@ -2,10 +2,10 @@
 
     python tools/bench/batches.py TABLE... [--engines docs/evidence/gpu/engines.json] [--rows 4096] [--at 0.5]
 
-The real `route` (windows, journal, ledger, looks) over doubles for the models. A double answers with the table's
-accuracy. A batch of it takes as many steps as its longest answer has tokens, each at the joules that were measured with
-so many requests running; nothing is waited for. So this shows what becomes of a job's batches, which
-`simulate --engines` doesn't: that plays engines which take requests in and out of running steps.
+The real `route` (windows, journal, ledger) over doubles for the models. A double answers with the table's accuracy, and
+tells no confidence: nothing is looked at. A batch of it takes as many steps as its longest answer has tokens, each at
+the joules that were measured with so many requests running; nothing is waited for. So this shows what becomes of a
+job's batches, which `simulate --engines` doesn't: that plays engines which take requests in and out of running steps.
 
 Prints Markdown: joules of mess+ beside everything on the largest in one go and beside a request-blind mix in one go.
 
@@ -102,7 +102,7 @@ class Double(InBatches):
 class CardCounter:
     """The card's joules: up to date at every reading."""
 
-    kind = "nvml"
+    kind = NAME
     provenance = "engines as measured, no card"
     period = 0.0
     partitioned = False
@@ -125,10 +125,9 @@ def told(output: str, references: Sequence[str]) -> float:
     return float(output)
 
 
-def lengths(engines: Sequence[Engine], tokens: int, rng: random.Random) -> list[int]:
-    """Output tokens of one request by model: as long for all, a third of them as long as they may be."""
-    length = tokens if rng.random() < 1 / 3 else rng.randint(1, tokens)
-    return [length] * len(engines)
+def length(tokens: int, rng: random.Random) -> int:
+    """Output tokens of one request, with any model: of a third of them as many as there may be."""
+    return tokens if rng.random() < 1 / 3 else rng.randint(1, tokens)
 
 
 def prepare(table: OutcomeTable, rows: int, order: int, tokens: int, engines: Sequence[Engine]) -> list[str]:
@@ -140,8 +139,8 @@ def prepare(table: OutcomeTable, rows: int, order: int, tokens: int, engines: Se
     lines = []
     for number, index in enumerate(chosen):
         name = f"r{number}"
-        accuracies = [float(table.accuracies[index, m]) for m in range(len(table.names))]
-        CARD.rows[name] = list(zip(accuracies, lengths(engines, tokens, rng), strict=True))
+        output_tokens = length(tokens, rng)
+        CARD.rows[name] = [(float(accuracy), output_tokens) for accuracy in table.accuracies[index]]
         lines.append(json.dumps({"id": name, "prompt": table.requests[index].prompt, "reference": "known"}))
     return lines
 
@@ -149,7 +148,7 @@ def prepare(table: OutcomeTable, rows: int, order: int, tokens: int, engines: Se
 def in_one_go(lines: Sequence[str], models: Sequence[str]) -> float:
     """Joules of every request on its model of `models`, each model given its whole share at once."""
     joules = CARD.joules
-    for name, (place, _) in CARD.engines.items():
+    for name in CARD.engines:
         requests = [
             Request(**{key: row[key] for key in ("id", "prompt")})
             for row, model in zip(map(json.loads, lines), models, strict=True)
@@ -157,8 +156,7 @@ def in_one_go(lines: Sequence[str], models: Sequence[str]) -> float:
         ]
         double = Double(ModelSpec(name, "", NAME), batch_size=BATCH)
         for batch in double.plan(requests):
-            shown = [(double.prompt_tokens(requests[n]), CARD.rows[requests[n].id][place][1]) for n in batch]
-            CARD.run(name, *zip(*shown, strict=True))
+            double.generate([requests[n] for n in batch])
     joules, CARD.joules = CARD.joules - joules, 0.0
     return joules
 

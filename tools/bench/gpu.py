@@ -471,11 +471,10 @@ def energy_table(state: Path) -> dict[str, dict[str, float]]:
     return table
 
 
-def _whereto(bench: Bench, state: Path, rows: Sequence[Figures]) -> Figures:
+def _breakdown(bench: Bench, state: Path, rows: Sequence[Figures]) -> Figures:
     """What took a run's joules and seconds: models, their loads, overhead."""
-    seconds: dict[
-        str, float
-    ] = {}  # of the answers that were served, their part of the batches that they were in
+    # of the answers that were served: their part of the batches that they were in
+    seconds: dict[str, float] = {}
     for row in rows:
         if row.get("seconds") is not None:
             seconds[row["model"]] = seconds.get(row["model"], 0.0) + row["seconds"]
@@ -522,7 +521,7 @@ def metered_route(bench: Bench, name: str, requests: Path, zoo: Path, *options: 
         "billed_joules": billed,
         "rows_against_state_relative": abs(billed - in_table) / in_table if in_table else None,
         "warnings": [line for line in ended.stderr_lines if line.startswith("warning: ")],
-        **_whereto(bench, Path(f"{output}.state"), rows),
+        **_breakdown(bench, Path(f"{output}.state"), rows),
     }
     if "nvml" in table and bench.trace.source.kind == "nvml":
         own, seen = sum(table["nvml"].values()), bench.trace.joules(opened, closed)
