@@ -40,9 +40,10 @@ ROW_FIELDS = (
     "output_tokens",
     "seconds",
     "meter",
+    "finish",
 )
-# ... of a row whose answer was looked at, or that a model failed on, behind them
-STAGE_FIELDS = ("confidence", "asked", "checks", "failed")
+# ... of some rows, behind them: of answers that were audited or looked at, that a model failed on, or with reasoning
+STAGE_FIELDS = ("audited", "confidence", "asked", "checks", "failed", "reasoning")
 _NO_RESULTS: Mapping[str, None] = dict.fromkeys(ROW_FIELDS)
 _AS_THEY_ARE: Mapping[str, str] = {}
 
@@ -173,6 +174,7 @@ class Outcome:
     seconds: float | None = None
     meter: str | None = None  # nvml | rapl | estimate | replay | recorded
     error: str | None = None
+    finish: str | None = None  # as of `Generation`
     running: float | None = (
         None  # requests that ran at a time, itself included: the harmonic mean over its tokens
     )
@@ -322,6 +324,7 @@ def outcome_fields(outcome: Outcome) -> dict[str, Any]:
         "output_tokens": outcome.output_tokens,
         "seconds": outcome.seconds,
         "meter": outcome.meter,
+        "finish": outcome.finish,
         "error": outcome.error,
         "confidence": outcome.confidence,
         "checks": told and {name: check.probability for name, check in told.items()},

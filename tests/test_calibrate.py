@@ -818,15 +818,15 @@ def test_route_starts_from_the_calibration(calibrated: Path, monkeypatch: pytest
     assert all(row["joules_predicted"] for row in first)
     error = np.mean([abs(row["joules_predicted"] / row["joules"] - 1) for row in first])
     assert error < 0.5
-    assert summary.predicted["adapted"].mean < summary.predicted["calibration"].mean + 0.02
-    assert summary.predicted["calibration"].calls == summary.predicted["adapted"].calls
-    assert abs(summary.predicted["calibration"].bias) < 0.2
+    assert summary.energy.predicted["adapted"].mean < summary.energy.predicted["calibration"].mean + 0.02
+    assert summary.energy.predicted["calibration"].calls == summary.energy.predicted["adapted"].calls
+    assert abs(summary.energy.predicted["calibration"].bias) < 0.2
 
     bare, summary, lines = routed(folder, "without.jsonl", no_calibration=True)
     assert any(line.startswith("energy: not calibrated") for line in lines)
     assert all(row["joules_predicted"] is None for row in bare[:8])
     assert all(row["joules_predicted"] for row in bare[40:])
-    assert set(summary.predicted) == {"adapted"}
+    assert set(summary.energy.predicted) == {"adapted"}
 
 
 def test_decisions_are_the_same_whether_or_not_a_run_is_interrupted(

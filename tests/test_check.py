@@ -100,7 +100,7 @@ def test_checks_are_bought_where_they_pay_and_billed(job: Job) -> None:
     assert all(row["billed_joules"] == row["joules"] + 1.0 for row in kept)
     assert sum(row["confidence"] == 0.9 for row in kept) > 0.7 * len(kept)
     assert sum(row["accuracy"] for row in rows) / COUNT >= 0.75 - 0.02
-    assert checked.billed_joules < 0.9 * blind.billed_joules
+    assert checked.energy.billed_joules < 0.9 * blind.energy.billed_joules
     assert not any("asked" in row for row in job.rows("blind.jsonl"))
     report = CliRunner().invoke(main, ["report", str(job.folder / "out.jsonl.state"), "--json"])
     energy = json.loads(report.stdout)["energy"]
@@ -124,7 +124,7 @@ def test_what_checks_cost_is_part_of_the_money(job: Job) -> None:
     with closing(sqlite3.connect(job.folder / "out.jsonl.state")) as state:
         ((kept,),) = state.execute("SELECT value FROM meta WHERE name = 'spent'").fetchall()
     assert any("checks" in row for row in job.rows())
-    assert json.loads(kept)["sum"]["joules"] == pytest.approx(summary.billed_joules)
+    assert json.loads(kept)["sum"]["joules"] == pytest.approx(summary.energy.billed_joules)
 
 
 def test_live_and_simulated_decide_alike(job: Job) -> None:

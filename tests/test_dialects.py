@@ -17,6 +17,7 @@ from messcli.files.dialects import guess, load_dialect
 from messcli.files.requests import InputFields, count_lines, open_input, read_requests
 from messcli.records import Rejected, Request
 from messcli.registry import DIALECTS
+from messcli.zoo import BUNDLED_ZOO
 
 CHAT = [{"role": "user", "content": "our ugly letter"}]
 BATCH = {
@@ -209,6 +210,7 @@ def test_a_batch_in_is_a_batch_out(folder: Path) -> None:
         assert isinstance(choice["message"]["content"], str)
         assert line["messcli"]["model"] == body["model"]
         assert line["messcli"]["billed_joules"] >= 0
+    assert {line["response"]["body"]["choices"][0]["finish_reason"] for line in lines[:-1]} == {"stop"}
     assert lines[-1]["response"] is None
     assert 'neither "messages" nor "prompt"' in lines[-1]["error"]["message"]
     assert len({line["id"] for line in lines}) == 13
@@ -308,3 +310,24 @@ def test_columns_may_be_fields_of_the_input(folder: Path) -> None:
 
 def test_titles_are_plural_nouns() -> None:
     assert all(load_dialect(name).title[-1] == "s" or " of " in load_dialect(name).title for name in DIALECTS)
+
+
+def test_an_answer_that_was_cut_off_says_so(folder: Path) -> None:
+    """Real models that may write three tokens: rows, the batch's shape and the summary tell."""
+    text = BUNDLED_ZOO.read_text().replace('path = "./', f'path = "{BUNDLED_ZOO.parent}/')
+    (folder / "zoo.toml").write_text(text.replace("max_new_tokens = 24", "max_new_tokens = 3"))
+    prompts = [
+        "the round mill",
+        "a giant fears a proud ghost behind the cave",
+        "our hero washes an ugly poet",
+    ]
+    lines = [{"custom_id": str(n), "body": {"messages": [{"role": "user", "content": text}]}}
+             for n, text in enumerate(prompts)]  # fmt: skip
+    (folder / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = route("batch.jsonl", "-o", "out.jsonl", "--format", "openai-batch", "--policy", "smallest")
+    assert done.exit_code == 0, done.stderr
+    written = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert {line["response"]["body"]["choices"][0]["finish_reason"] for line in written} == {"length"}
+    assert {line["messcli"]["finish"] for line in written} == {"length"}
+    assert "cut off" in done.stderr
+    assert "3 answers, at the limit of tokens (small 3). Raise max_new_tokens" in done.stderr

@@ -380,7 +380,7 @@ def test_rows_and_summary_say_what_a_look_brought(job):
     assert summary.looks.escalated == len(escalated)
     (line,) = [line for line in summary.text() if line.startswith("second look")]
     assert f"{len(looked)} answers looked at, {len(escalated)} put to a larger model" in line
-    assert sum(row["billed_joules"] for row in rows) == pytest.approx(summary.billed_joules)
+    assert sum(row["billed_joules"] for row in rows) == pytest.approx(summary.energy.billed_joules)
 
 
 def test_no_look_serves_answers_as_they_are(job):

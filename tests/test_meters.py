@@ -195,9 +195,9 @@ def test_a_run_by_a_command_of_the_zoo_file(tmp_path: Path, monkeypatch: pytest.
     said: list[str] = []
     config = RouteConfig.of(str(tmp_path / "in.jsonl"), str(tmp_path / "o.jsonl"), zoo=str(zoo))
     summary = route(config, tell=said.append)
-    assert summary.meters == ("command",)
+    assert list(summary.energy.meters) == ["command"]
     read = 100 * (199 - len((tmp_path / "readings").read_text().splitlines()))
-    assert summary.billed_joules + summary.overhead_joules == pytest.approx(read, abs=100)
+    assert summary.energy.billed_joules + summary.energy.overhead_joules == pytest.approx(read, abs=100)
     assert "whole host, by" in "\n".join(said)
 
 

@@ -133,7 +133,7 @@ def test_one_server_that_was_never_there_loses_no_row(zoo: Zoo, window: int, dea
     urls = {name: "http://127.0.0.1:9/v1" if name == dead else zoo.url for name in ("small", "large")}
     zoo.write(urls)
     summary = zoo.route(window=window)
-    assert (summary.routed, summary.failed) == (120, 0)
+    assert (summary.requests.routed, summary.requests.failed) == (120, 0)
     assert {row["model"] for row in zoo.rows()} == {other}
     assert all(row["billed_joules"] == row["joules"] for row in zoo.rows())
 
@@ -147,7 +147,7 @@ def test_a_server_that_dies_in_the_middle_loses_no_row(zoo: Zoo, window: int, re
     count = 200 if window > 1 else 60
     zoo.says = lambda model, prompt, before: reply if model == "small" and before >= 20 else None
     summary = zoo.route(window=window)
-    assert (summary.routed, summary.failed) == (count, 0)
+    assert (summary.requests.routed, summary.requests.failed) == (count, 0)
     assert [row["id"] for row in zoo.rows()] == list(range(count))
     assert {row["model"] for row in zoo.rows()[-20:]} == {"large"}
     if window > 1:  # six attempts each; a window of 4,096 has 32 of them under way
@@ -162,7 +162,7 @@ def test_what_one_model_refuses_is_answered_by_the_other(zoo: Zoo, window: int, 
     zoo.input(80)
     zoo.says = lambda model, prompt, before: reply if model == "small" and "long" in prompt else None
     summary = zoo.route(window=window)
-    assert (summary.routed, summary.failed) == (80, 0)
+    assert (summary.requests.routed, summary.requests.failed) == (80, 0)
     for row in zoo.rows():
         assert row["accuracy"] == 1.0
         if row["id"] % 2:
@@ -204,7 +204,7 @@ def test_an_odd_status_after_answers_is_that_requests_trouble(zoo: Zoo) -> None:
     gone: Reply = (404, {"error": {"message": "no such page"}})
     zoo.says = lambda model, prompt, before: gone if prompt.endswith("question 33") else None
     summary = zoo.route(window=1)
-    assert (summary.routed, summary.failed) == (60, 1)
+    assert (summary.requests.routed, summary.requests.failed) == (60, 1)
     zoo.says = lambda model, prompt, before: None
     assert zoo.route(window=1).retried == 1
     assert not any("error" in row for row in zoo.rows())
@@ -289,5 +289,5 @@ def test_a_model_of_this_process_that_breaks_passes_its_requests_on(
     assert len(rows) == 24
     assert all(row["output"] is not None for row in rows)
     if len(broken) == 1:
-        assert summary.passed_on["small"] > 0
+        assert summary.requests.passed_on["small"] > 0
         assert "small" not in {row["model"] for row in rows}

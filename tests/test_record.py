@@ -71,11 +71,11 @@ def test_what_is_recorded_is_never_asked_again(job):
         job("b.jsonl", window=4)
     FakeBackend.fail_after = None
     summary, rows = job("b.jsonl", window=4)
-    assert summary.run.already_done == 8  # two windows of three calls each were committed
+    assert summary.run.requests.already_done == 8  # two windows of three calls each were committed
     assert unmetered(rows) == unmetered(expected)
     FakeBackend.calls = 0
     summary, again = job("b.jsonl", window=4)
-    assert (FakeBackend.calls, summary.run.routed) == (0, 0)
+    assert (FakeBackend.calls, summary.run.requests.routed) == (0, 0)
     assert unmetered(again) == unmetered(expected)
 
 
@@ -94,7 +94,7 @@ def test_failures_stand_in_the_table_and_simulate_names_them(job, tmp_path):
     assert set(table[4]) == {"id", "error"}
     assert table[5]["topic"] == "passes through"
     assert summary.incomplete == 2
-    assert summary.run.failed == 1
+    assert summary.run.requests.failed == 1
     assert read_table(str(tmp_path / "out.jsonl"), complete_only=True).left_out == 3
 
 

@@ -100,7 +100,7 @@ def test_one_row_per_line_in_order(job: Job) -> None:
     good = next(row for row in rows if "error" not in row)
     assert list(good) == [
         "id", "level", "model", "output", "estimated_accuracy", "accuracy", "joules", "joules_predicted",
-        "billed_joules", "explored", "queue", "prompt_tokens", "output_tokens", "seconds", "meter",
+        "billed_joules", "explored", "queue", "prompt_tokens", "output_tokens", "seconds", "meter", "finish",
     ]  # fmt: skip
 
 

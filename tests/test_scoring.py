@@ -60,10 +60,10 @@ def test_what_a_metric_fails_on_counts_as_unobserved_and_no_worse_model_serves(j
     summary = route(RouteConfig.of(**job, metric="failing_metrics:picky", meter="estimate", c=2.0))
     rows = rows_of(job)
     failed = [row for row in rows if "error" in row]
-    assert summary.failed == 0
-    assert summary.unscored == len(failed) > 0
-    assert summary.accounts[""].observed == sum(row["accuracy"] is not None for row in rows) > 0
-    account = summary.accounts[""]
+    assert summary.requests.failed == 0
+    assert summary.requests.unscored == len(failed) > 0
+    assert summary.promises.accounts[""].observed == sum(row["accuracy"] is not None for row in rows) > 0
+    account = summary.promises.accounts[""]
     assert account.estimated + account.unknown == len(failed)
     explored = [row for row in failed if row["explored"]]
     assert explored

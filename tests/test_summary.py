@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from messcli.energy.load import StepPoint, fitted
-from messcli.jobs.summary import Summary, Tally
+from messcli.jobs.summary import Period, Summary
+from messcli.jobs.tally import Tally
 from messcli.jobs.watch import Activity
 from messcli.records import Decision, Outcome, Rejected, Request
 from messcli.routing.controller import DEFAULT_PLAN, Controller
@@ -43,9 +44,7 @@ def summary_of(counted: Tally, named_overhead: Mapping[str, float] | None = None
         already_done=2,
         largest_joules=8.0,
         metric="exact",
-        period="2026-12",
-        horizon=100,
-        period_requests=6,
+        period=Period("2026-12", 6, 100),
         stopped_by=None,
         named_overhead=named_overhead,
     )
@@ -67,8 +66,8 @@ def test_the_summary_says_what_was_counted() -> None:
     counted.add(Rejected(None, "no request"))
     counted.add_overhead({"rapl": 1.0, "estimate": 0.5})
     summary = summary_of(counted, {"starting": 0.9, "loading models": 0.25, "deciding and learning": 0.01})
-    assert (summary.routed, summary.failed, summary.unmetered) == (2, 2, 1)
-    assert not summary.sla_missed  # nothing was observed
+    assert (summary.requests.routed, summary.requests.failed, summary.energy.unmetered) == (2, 2, 1)
+    assert not summary.promises.missed()  # nothing was observed
     assert summary.text() == [
         "requests     2 routed (2 were done before), 2 failed, 1 explored",
         "first error  in.jsonl:2: 2: model failed",
@@ -82,6 +81,18 @@ def test_the_summary_says_what_was_counted() -> None:
         "calibrate` measures",
         "unmetered    1 requests whose joules aren't known",
     ]
+
+
+def test_answers_that_were_cut_off_are_counted_by_model() -> None:
+    counted = tally()
+    for number, ends in enumerate(
+        [("length",), ("stop",), ("length", "stop"), ("stop", "length"), (None,)], 1
+    ):
+        counted.add(settled(number, *(Outcome("x", None, 1.0, finish=end) for end in ends)))
+    summary = summary_of(counted)
+    assert summary.requests.cut == {"small": 1, "large": 1}  # of what was served alone
+    (line,) = [line for line in summary.text() if line.startswith("cut off")]
+    assert "2 answers, at the limit of tokens (small 1, large 1)" in line
 
 
 def calibrated(meter: str = "rapl") -> Tally:
@@ -105,14 +116,14 @@ def test_the_total_is_compared_with_the_largest_at_full_load() -> None:
     counted.add(settled(3, answer(2.0, 10, 4)))
     counted.add_overhead({"rapl": 24.0})
     summary = summary_of(counted)
-    assert summary.total_joules == 150.0
-    assert summary.alone is not None
+    assert summary.energy.total_joules == 150.0
+    assert summary.energy.alone is not None
     expected = 20 * 0.5 + 6 * (4.0 + 16) / 16  # mean lengths, the fullest load that was measured
-    assert summary.alone.joules == pytest.approx(expected)
-    assert summary.alone.error == pytest.approx(0.0, abs=1e-9)
+    assert summary.energy.alone.joules == pytest.approx(expected)
+    assert summary.energy.alone.error == pytest.approx(0.0, abs=1e-9)
     against = next(line for line in summary.text() if line.startswith("against"))
     assert f"50 J per request in all, {50 / expected:.0%} of everything on large" in against
-    assert summary.alone.basis == "the cost model at full load, lengths of 2 answers seen"
+    assert summary.energy.alone.basis == "the cost model at full load, lengths of 2 answers seen"
     assert "at least" not in against
     assert [
         line for line in summary.text() if line.startswith("advice       the answers took 126 J, more than")
@@ -135,7 +146,7 @@ def test_the_largest_is_known_by_the_runs_own_loads(monkeypatch: pytest.MonkeyPa
 def test_a_cost_model_of_another_meter_is_not_compared_with() -> None:
     counted = calibrated("nvml")
     counted.add(settled(1, answer(2.0, 10, 4), answer(60.0, 10, 4)))
-    alone = summary_of(counted).alone
+    alone = summary_of(counted).energy.alone
     assert alone is not None
     assert alone.at_most
 

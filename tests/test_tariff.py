@@ -149,7 +149,7 @@ def test_decisions_save_what_they_are_told_to(
     config = RouteConfig.of(*paths, zoo=str(zoo), meter=f"replay:{table}", window=8)
     summary = route(config)
     wanted = "frugal" if minimize == "joules" else "cheap"
-    assert summary.served[wanted] > 150, summary.served
+    assert summary.requests.served[wanted] > 150, summary.requests.served
     last = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[-1])
     assert last["joules"] == SPEND[wanted][0]  # rows have joules, whatever is saved
     if minimize == "money":  # what was learnt in one unit isn't continued in another
@@ -179,10 +179,10 @@ def test_summary_report_json_and_page_say_what_a_run_cost(
             limit=limit,
         )
         summary = route(config)
-        assert summary.spent.joules == pytest.approx(summary.total_joules)
+        assert summary.energy.spent.joules == pytest.approx(summary.energy.total_joules)
         [line] = [line for line in summary.text() if line.startswith("cost ")]
         assert "(0.3 EUR per kWh, 400 g per kWh, as of 2026-11-01)" in line
-        return summary.total_joules, summary.spent.money
+        return summary.energy.total_joules, summary.energy.spent.money
 
     first, second = run(25), run(None)
     report = make_report(str(state))

@@ -85,13 +85,13 @@ def route(check_sla: bool, ignore_failures: bool, quiet: bool, **options: Any) -
         say(*summary.text())
     _exit_if_stopped(summary.stopped_by)
     if quiet:  # cron mails what is printed
-        say(*summary.failures())
-    missed = summary.missed(failures=not ignore_failures)
+        say(*summary.requests.failures())
+    missed = summary.promises.missed(failures=not ignore_failures)
     if check_sla and missed:
         if quiet:
             say(*missed)
         sys.exit(EXIT_SLA_MISSED)
-    if summary.failures():
+    if summary.requests.failures():
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 
@@ -122,8 +122,8 @@ def record(quiet: bool, checks: bool, **options: Any) -> None:
         say(*summary.text())
     _exit_if_stopped(summary.run.stopped_by)
     if quiet:
-        say(*summary.run.failures())
-    if summary.incomplete or summary.run.failed or summary.run.standing:
+        say(*summary.run.requests.failures())
+    if summary.incomplete or summary.run.requests.failed or summary.run.requests.standing:
         sys.exit(EXIT_ROWS_WITH_ERRORS)
 
 

@@ -18,7 +18,7 @@ from messcli.files.standard import write_data
 
 if TYPE_CHECKING:
     from messcli.calibration import CalibrateProgress
-    from messcli.jobs.summary import Progress
+    from messcli.jobs.tally import Progress
     from messcli.jobs.watch import Activity
 
 # C0 and C1 controls but the tab, what turns the direction of text, line separators, halves of surrogate pairs (bytes of

@@ -5,5 +5,6 @@ record     every model answers everything
 simulate   policies on a recorded table
 fleet      opens models and meters
 resume     how a run goes on from its state
-summary    what a run has done, counted and said
+tally      counts what a run does
+summary    what a run has done, in lines for people
 """

@@ -12,7 +12,8 @@ from typing import Any
 
 from messcli.jobs.config import RouteConfig
 from messcli.jobs.route import Job, run_job
-from messcli.jobs.summary import Progress, Summary
+from messcli.jobs.summary import Summary
+from messcli.jobs.tally import Progress
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.mean import MeanPredictor
 from messcli.records import Decision, Rejected, Request, outcome_fields
@@ -34,19 +35,19 @@ class RecordSummary:
 
     def text(self) -> list[str]:
         """For people."""
-        done = f" ({self.run.already_done} were done before)" if self.run.already_done else ""
+        requests, energy = self.run.requests, self.run.energy
+        done = f" ({requests.already_done} were done before)" if requests.already_done else ""
         lacking = f", {self.incomplete} lack an answer" if self.incomplete else ""
-        bad = f", {self.run.failed} with error" if self.run.failed else ""
-        lines = [f"recorded {self.run.routed} requests{done}{lacking}{bad}"]
+        bad = f", {requests.failed} with error" if requests.failed else ""
+        lines = [f"recorded {requests.routed} requests{done}{lacking}{bad}"]
         for name, joules in self.joules.items():
             accuracy = self.accuracies.get(name)
-            scored = (
-                "" if accuracy is None else f", accuracy {accuracy:.4f} ({self.run.metric.split('|')[0]})"
-            )
+            metric = self.run.promises.metric.split("|")[0]
+            scored = "" if accuracy is None else f", accuracy {accuracy:.4f} ({metric})"
             lines.append(f"  {name}: {joules:.4g} J per request{scored}")
-        meters = "/".join(self.run.meters) or "no meter"
+        meters = "/".join(energy.meters) or "no meter"
         lines.append(
-            f"energy: {self.run.billed_joules:.4g} J ({meters}), {self.run.overhead_joules:.4g} J overhead"
+            f"energy: {energy.billed_joules:.4g} J ({meters}), {energy.overhead_joules:.4g} J overhead"
         )
         return lines
 

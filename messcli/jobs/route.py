@@ -34,7 +34,8 @@ from messcli.jobs.resume import (
 )
 from messcli.jobs.row import routed_row
 from messcli.jobs.session import MakeRow, Patience, RowText, Session
-from messcli.jobs.summary import Progress, Summary, Tally
+from messcli.jobs.summary import Energy, Period, Summary
+from messcli.jobs.tally import Progress, Tally
 from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
 from messcli.models.billing import Loads
@@ -44,7 +45,7 @@ from messcli.routing.line import Reader
 from messcli.routing.setup import create_controller
 from messcli.signals import Stop, stop_signals
 from messcli.state.state import State
-from messcli.tariff import Spent, Tariff
+from messcli.tariff import Spent
 from messcli.zoo import Zoo, load_zoo
 
 
@@ -165,14 +166,12 @@ def run_job(
             already_done=feed.already_done,
             largest_joules=state.journal.mean_joules(zoo.largest.name),
             metric=truth.metric.signature,
-            period=terms.period,
-            horizon=terms.horizon,
-            period_requests=period_requests,
+            period=Period(terms.period, period_requests, terms.horizon),
             stopped_by=None if ended else stop.signal,
             standing=state.journal.failures(state.output.name),
             named_overhead=live.named_overhead,
         )
-        _keep_for_reports(state, summary, tally.spent, zoo.tariff, live.loads)
+        _keep_for_reports(state, summary.energy, summary.requests.routed, live.loads)
         # that of the models is of the last window: a later one would have met it
         failure = feed.failure or live.fault
         if ended and failure is not None:
@@ -231,9 +230,9 @@ def _feed(
     )
 
 
-def _keep_for_reports(state: State, summary: Summary, spent: Spent, tariff: Tariff, loads: Loads) -> None:
+def _keep_for_reports(state: State, energy: Energy, routed: int, loads: Loads) -> None:
     """Add to the state what only this run knows: what overhead was for, what it cost, what the largest would have."""
-    if named := summary.named_overhead:
+    if named := energy.named_overhead:
         before = state.database.meta("overhead") or {}
         total = {what: before.get(what, 0.0) + named.get(what, 0.0) for what in {**before, **named}}
         state.database.set_meta("overhead", total)
@@ -245,14 +244,14 @@ def _keep_for_reports(state: State, summary: Summary, spent: Spent, tariff: Tari
                 before = own.get(str(running), (0.0, 0, 0))
                 own[str(running)] = [a + b for a, b in zip(before, numbers, strict=True)]
         state.database.set_meta("loads", sums)
-    if tariff:
+    if tariff := energy.tariff:
         before = state.database.meta("spent")
-        cost = spent if before is None else Spent(**before["sum"]).plus(spent)
+        cost = energy.spent if before is None else Spent(**before["sum"]).plus(energy.spent)
         kept = {"sum": cost.as_json(), "currency": tariff.currency, "basis": tariff.basis}
         state.database.set_meta("spent", kept)
     # a run that was killed at its very end left none
-    if summary.alone is not None and (summary.routed or state.database.meta("alone") is None):
-        state.database.set_meta("alone", summary.alone.as_json())
+    if energy.alone is not None and (routed or state.database.meta("alone") is None):
+        state.database.set_meta("alone", energy.alone.as_json())
 
 
 def _check(config: RouteConfig) -> None:

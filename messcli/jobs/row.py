@@ -27,6 +27,8 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         "queue": line.queue,
     }
     if served is None:
+        last = line.outcomes.get(decision.model)
+        values["finish"] = None if last is None else last.finish
         return row_of(
             line.request, None, values, error=line.error, include_prompt=include_prompt, names=writing.rename
         )
@@ -40,6 +42,7 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         output_tokens=outcome.output_tokens,
         seconds=outcome.seconds,
         meter=outcome.meter,
+        finish=outcome.finish,
         estimated_accuracy=of_model(decision.given or decision.estimates, served),
         joules_predicted=of_model(decision.joules_predicted, served),
     )

@@ -16,7 +16,7 @@ from typing import Any
 from messcli.errors import MessError, StateError, UsageError
 from messcli.jobs.feed import Feed
 from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
-from messcli.jobs.summary import Tally
+from messcli.jobs.tally import Tally
 from messcli.records import ROW_FIELDS, Fault, Rejected
 from messcli.routing.asking import Pauses, no_pause
 from messcli.routing.controller import DEFAULT_PLAN, Controller

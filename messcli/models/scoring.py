@@ -29,6 +29,7 @@ def score(
         seconds=answer.seconds,
         meter=answer.meter or None,
         error=generation.error,
+        finish=generation.finish,
         running=answer.running,
         worth=tariff.worth(model, generation.prompt_tokens, generation.output_tokens),
         unscored=unscored,

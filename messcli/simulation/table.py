@@ -313,6 +313,7 @@ def _parse_outcome(found: Any, model: str, where: str) -> Outcome:
         output_tokens=None if tokens[1] is None else int(tokens[1]),
         seconds=number("seconds"),
         meter=text("meter", "recorded"),
+        finish=text("finish"),
         error=text("error"),
         confidence=_confidence(found.get("confidence"), model, where),
         checks=_parse_checks(found, model, where),
