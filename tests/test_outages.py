@@ -206,7 +206,7 @@ def test_an_odd_status_after_answers_is_that_requests_trouble(zoo: Zoo) -> None:
     summary = zoo.route(window=1)
     assert (summary.requests.routed, summary.requests.failed) == (60, 1)
     zoo.says = lambda model, prompt, before: None
-    assert zoo.route(window=1).retried == 1
+    assert zoo.route(window=1).requests.retried == 1
     assert not any("error" in row for row in zoo.rows())
 
 
