@@ -29,7 +29,9 @@ from messcli.models.backend import Backend, SharesWeights, share_weights
 from messcli.predict.base import Accuracies, Predictor, create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.records import Decision, Request
-from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.event import Event
 from messcli.routing.policy import Policy
 from messcli.routing.setup import Setup
 from messcli.snapshots import Part

@@ -22,7 +22,8 @@ from toy_job import requests
 from messcli.files.ahead import prompts_ahead, reservoir
 from messcli.files.requests import InputFields
 from messcli.predict.text import SHAPE
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.tuning import TUNING
@@ -94,12 +95,12 @@ def controller_of(sample: list[tuple[int, str]], rows: int = 200) -> Controller:
 def test_directions_are_there_before_the_first_answer_and_stay() -> None:
     lines, source = table(200)
     controller = controller_of(reservoir([line.prompt for line in lines], 100, 0))
-    assert controller.space.settled
-    before = controller.space.encode(lines[0].prompt).at
+    assert controller.learnt.space.settled
+    before = controller.learnt.space.encode(lines[0].prompt).at
     assert before[SHAPE:].any()
     for _ in chunks(lines, controller, source):
         pass
-    assert np.array_equal(controller.space.encode(lines[0].prompt).at, before)
+    assert np.array_equal(controller.learnt.space.encode(lines[0].prompt).at, before)
 
 
 def test_what_is_learnt_is_as_if_the_directions_had_always_been_known() -> None:
@@ -111,9 +112,12 @@ def test_what_is_learnt_is_as_if_the_directions_had_always_been_known() -> None:
         for _ in chunks(lines[:24], one, source):
             pass
     late.read_ahead(sample)
-    assert late.space.settled
+    assert late.learnt.space.settled
     texts = [line.prompt for line in lines[24:40]]
-    for mine, theirs in ((late.joules, early.joules), (late.predictor, early.predictor)):
+    for mine, theirs in (
+        (late.learnt.joules, early.learnt.joules),
+        (late.learnt.predictor, early.learnt.predictor),
+    ):
         assert mine.samples.sum() > 0
         mine.solve()
         one = mine.predict_many(mine.encode_many(texts))

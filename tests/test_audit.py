@@ -11,7 +11,8 @@ import pytest
 
 from messcli.records import Outcome, Request
 from messcli.routing.audit import JUDGE, Audits
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
@@ -98,7 +99,7 @@ def test_audits_replace_references() -> None:
 def test_only_audited_answers_are_learnt_from_and_all_of_them() -> None:
     deciding, lines = run(600, Audits(), window=32)
     answers = [sum(m in line.outcomes for line in lines if line.decision.audited) for m in (SMALL, LARGE)]
-    assert deciding.predictor.samples.tolist() == answers
+    assert deciding.learnt.predictor.samples.tolist() == answers
 
 
 def test_an_audit_by_the_largest_serves_its_answer_and_is_billed() -> None:

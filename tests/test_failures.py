@@ -16,7 +16,9 @@ from messcli.errors import MessError, ModelUnavailable
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.records import IN_A_ROW, Answer, Asked, Fault, Outcome, Request
-from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.event import Event
 from messcli.routing.failures import LONGEST_PAUSE, Absences, fallback
 from messcli.routing.line import Chunk, Settled, Unfinished
 from messcli.routing.loop import chunks
@@ -165,7 +167,9 @@ def test_a_model_that_refuses_a_kind_of_prompt_is_asked_for_other_kinds(window, 
 def test_a_model_that_fails_everything_is_expected_to_be_worth_nothing():
     control = paper(c=30.0)
     settled(requests(300), Faulty(lambda request, m: "request" if m == 1 else None), control)
-    predicted = control.predictor.predict_many(control.predictor.encode_many(["chat word1 word2"]))
+    predicted = control.learnt.predictor.predict_many(
+        control.learnt.predictor.encode_many(["chat word1 word2"])
+    )
     assert predicted is not None
     assert predicted[0][1] < 0.3 < predicted[0][2]
 
@@ -173,7 +177,7 @@ def test_a_model_that_fails_everything_is_expected_to_be_worth_nothing():
 def test_what_failures_take_says_nothing_of_what_answers_take():
     control = paper(c=30.0)
     settled(requests(200), Faulty(lambda request, m: "model" if m == 2 and request.id % 2 else None), control)
-    predicted = control.joules.predict_many(control.joules.encode_many(["chat word1 word2"]))
+    predicted = control.learnt.joules.predict_many(control.learnt.joules.encode_many(["chat word1 word2"]))
     assert predicted is not None
     assert predicted[0][2] == pytest.approx(COSTS[2], rel=0.01)  # and not (8 + WASTED) / 2
 

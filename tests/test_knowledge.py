@@ -26,7 +26,8 @@ from messcli.cli import main
 from messcli.predict.answer import SIGNALS, AnswerPredictor
 from messcli.predict.base import Fades, create_predictor
 from messcli.predict.joules import JoulesPredictor
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
@@ -127,7 +128,7 @@ def half(first: bool) -> OutcomeTable:
 def controller_of(setup: Setup, knowledge: Part | None = None) -> Controller:
     controller = create_controller(setup, len(TABLE.names), {DEFAULT_PLAN: 0.7})
     if knowledge is not None:
-        controller.learn_from(Knowledge.of("earlier", "", knowledge))
+        controller.learnt.take_over(Knowledge.of("earlier", "", knowledge))
         controller.begin()
     return controller
 
@@ -143,7 +144,10 @@ def test_estimates_are_there_before_the_first_answer_and_all_else_begins_anew(pr
     account = controller.accounts[DEFAULT_PLAN]
     assert (account.settled, account.queue.length, account.surplus) == (0, 0.0, 0.0)
     texts = [request.prompt for request in half(False).requests[:20]]
-    for mine, theirs in ((controller.predictor, earlier.predictor), (controller.joules, earlier.joules)):
+    for mine, theirs in (
+        (controller.learnt.predictor, earlier.learnt.predictor),
+        (controller.learnt.joules, earlier.learnt.joules),
+    ):
         was = theirs.predict_many(theirs.encode_many(texts))
         now = mine.predict_many(mine.encode_many(texts))
         assert np.allclose(now, was, atol=0.02, rtol=0.05)
@@ -177,8 +181,8 @@ def test_a_job_that_began_with_knowledge_goes_on_exactly(cut: int, window: int |
 
 def test_knowledge_of_a_table_is_that_of_every_model() -> None:
     known = controller_of(Setup(), taught_by(half(True), Setup()))
-    assert known.predictor.samples.tolist() == [150.0] * 3
-    assert known.joules.samples.tolist() == [150.0] * 3
+    assert known.learnt.predictor.samples.tolist() == [150.0] * 3
+    assert known.learnt.joules.samples.tolist() == [150.0] * 3
 
 
 # ---- route ---------------------------------------------------------------------------------------

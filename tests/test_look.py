@@ -16,7 +16,7 @@ from messcli.jobs.config import RouteConfig
 from messcli.jobs.route import route
 from messcli.predict.answer import AnswerPredictor, Look
 from messcli.records import Check, Generation, Outcome, Request
-from messcli.routing.controller import Event
+from messcli.routing.event import Event
 from messcli.routing.line import Unfinished
 from messcli.routing.look import escalate, options
 from messcli.routing.loop import chunks

@@ -18,7 +18,9 @@ from messcli.predict.text import SHAPE, sparse_features
 from messcli.predict.tuning import LINEAR
 from messcli.records import Decision, Outcome, Request
 from messcli.routing.auto import Auto
-from messcli.routing.controller import DEFAULT_PLAN, Controller, Event, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.event import Event
 from messcli.routing.exploration import coin, companions, exploration_probability
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
@@ -241,9 +243,9 @@ def test_window_1_is_algorithm_1(seed):
 
     def watched():
         for request in feed:  # E_m(t) is an input of Algorithm 1: take what the loop is about to use
-            joules = control.joules.predict_one(control.joules.encode(request.prompt))
+            joules = control.learnt.joules.predict_one(control.learnt.joules.encode(request.prompt))
             energies.append([1.0] * 3 if joules is None else joules.tolist())
-            units.append(control.joules.unit)
+            units.append(control.learnt.joules.unit)
             queues.append(control.accounts[DEFAULT_PLAN].queue.length)
             yield request
 
@@ -419,14 +421,14 @@ def test_without_references_the_queue_moves_by_the_estimate_and_nothing_is_learn
     requests, source = table(60)
     control = controller()
     run(requests, source, control)
-    before = list(control.predictor.state().flat())
+    before = list(control.learnt.predictor.state().flat())
     blind, blind_source = table(50, seed=1, reference_share=0.0)
     queue = control.accounts[DEFAULT_PLAN].queue
     for line in run(blind, blind_source, control):
         queue = queue.after(0.6, line.decision.estimates[line.served])
         assert line.queue == queue.length
         assert not line.decision.explored
-    for (_, value), (_, same) in zip(control.predictor.state().flat(), before, strict=True):
+    for (_, value), (_, same) in zip(control.learnt.predictor.state().flat(), before, strict=True):
         np.testing.assert_array_equal(value, same)
     assert control.accounts[DEFAULT_PLAN].estimated == 50
 
@@ -537,14 +539,14 @@ def test_directions_are_fitted_once_for_accuracies_and_joules_also_without_refer
     for _ in chunks(bare[:150], controller, Recorded(source.names, outcomes)):
         pass
     assert len(fits) == 2  # after 32 and 128 prompts
-    assert not controller.predictor.samples.any()
+    assert not controller.learnt.predictor.samples.any()
     for _ in chunks(requests[150:], controller, source):
         pass
     assert len(fits) == 2
-    assert controller.predictor.samples.any()
+    assert controller.learnt.predictor.samples.any()
     text = requests[0].prompt
-    assert controller.predictor.encode(text) is controller.joules.encode(text)
-    assert controller.space.encode(text).at[SHAPE:].any()
+    assert controller.learnt.predictor.encode(text) is controller.learnt.joules.encode(text)
+    assert controller.learnt.space.encode(text).at[SHAPE:].any()
 
 
 def test_what_was_learnt_in_two_spaces_is_learnt_anew_in_one():
@@ -584,7 +586,7 @@ def test_directions_follow_traffic_that_changes_and_no_other(monkeypatch, change
             half = controller.state()
     assert fits == [512] * changes
     assert np.isfinite(
-        controller.predictor.predict_one(controller.predictor.encode(requests[-1].prompt))
+        controller.learnt.predictor.predict_one(controller.learnt.predictor.encode(requests[-1].prompt))
     ).all()
     again = create_controller(Setup(window=64, no_look=True), 3, {DEFAULT_PLAN: 0.6})
     again.load(half)

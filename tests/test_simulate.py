@@ -18,7 +18,7 @@ from scipy.optimize import linprog
 from messcli.cli import main
 from messcli.errors import MessError
 from messcli.records import Outcome, Request
-from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.simulation import SimulateConfig, simulate

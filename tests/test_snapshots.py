@@ -21,7 +21,8 @@ from messcli.predict.ridge import RidgePredictor
 from messcli.predict.tuning import RIDGE
 from messcli.registry import PREDICTORS
 from messcli.routing.auto import Auto
-from messcli.routing.controller import DEFAULT_PLAN, Controller, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN, Settings
 from messcli.routing.loop import chunks
 from messcli.routing.older import ALL_TUNING, read_snapshot
 from messcli.routing.tuning import TUNING, Price, Tuning
@@ -140,12 +141,12 @@ def test_what_is_no_snapshot_is_refused(data: bytes | None) -> None:
 def test_under_other_tuned_numbers_a_predictor_learns_anew_and_the_rest_goes_on() -> None:
     kept = learnt("ridge")
     control = controller("ridge")
-    control.predictor = RidgePredictor(3, replace(RIDGE, temper=2.0))
+    control.learnt.predictor = RidgePredictor(3, replace(RIDGE, temper=2.0))
     assert control.load(kept) == ["predictor", "recent"]
-    assert not control.predictor.samples.any()
+    assert not control.learnt.predictor.samples.any()
     assert control.t == 150
     assert control.accounts[DEFAULT_PLAN].settled == 150
-    assert control.joules.samples.all()
+    assert control.learnt.joules.samples.all()
     other = controller("ridge", Tuning(price=Price(recent=500)))
     assert other.load(kept) == ["recent"]
     assert other.tuning.digest != TUNING.digest
@@ -167,4 +168,4 @@ def test_a_snapshot_of_messcli_0_1_is_read() -> None:
     assert control.t == 19
     assert account.settled == account.observed + account.unknown
     assert account.surplus == pytest.approx(account.observed_sum - 0.7 * account.observed)
-    assert control.joules.samples.all() == ("joules" not in anew)
+    assert control.learnt.joules.samples.all() == ("joules" not in anew)

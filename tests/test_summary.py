@@ -13,7 +13,8 @@ from messcli.jobs.summary import Period, Summary
 from messcli.jobs.tally import Tally
 from messcli.jobs.watch import Activity
 from messcli.records import Decision, Outcome, Rejected, Request
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.deciding import DEFAULT_PLAN
+from messcli.routing.learnt import Learnt
 from messcli.routing.line import Settled
 from messcli.routing.setup import Setup, create_controller
 
@@ -132,7 +133,7 @@ def test_the_total_is_compared_with_the_largest_at_full_load() -> None:
 
 @pytest.mark.parametrize("error", [0.1, 5.0])
 def test_the_largest_is_known_by_the_runs_own_loads(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
-    monkeypatch.setattr(Controller, "joules_of_many", lambda self, m, requests: (2.0, error))
+    monkeypatch.setattr(Learnt, "joules_of_many", lambda self, m, requests: (2.0, error))
     counted = tally()
     counted.add(settled(1, Outcome("x", None, 2.0, meter="rapl"), Outcome("x", None, 6.0, meter="rapl")))
     summary = summary_of(counted)

@@ -20,7 +20,8 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.records import Answer, Asked, Outcome
 from messcli.routing import load
 from messcli.routing.auto import Auto
-from messcli.routing.controller import DEFAULT_PLAN, Controller, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN, Settings
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Chunk, Settled
 from messcli.routing.load import Share
@@ -268,7 +269,7 @@ def test_a_table_without_loads_decides_as_ever() -> None:
     for _ in chunks(requests, control, recorded):
         pass
     assert "loads" not in control.state().parts
-    assert np.array_equal(control.joules.scale, np.ones(3))
+    assert np.array_equal(control.learnt.joules.scale, np.ones(3))
 
 
 def test_a_meter_that_reads_nothing_tells_no_line() -> None:
@@ -294,12 +295,12 @@ def learnt_state() -> Part:
 def test_knowledge_brings_the_loads_that_its_joules_were_read_at() -> None:
     state = learnt_state()
     control = controller()
-    control.learn_from(Knowledge.of("earlier", "digest", state))
+    control.learnt.take_over(Knowledge.of("earlier", "digest", state))
     control.begin()
     kept = loads_of(3)
     kept.load(state.parts["loads"])
-    assert np.array_equal(control.joules.scale, kept.scale)
-    assert not (control.joules.scale == 1.0).all()
+    assert np.array_equal(control.learnt.joules.scale, kept.scale)
+    assert not (control.learnt.joules.scale == 1.0).all()
 
 
 def test_joules_that_are_learnt_anew_forget_their_loads() -> None:
@@ -307,7 +308,7 @@ def test_joules_that_are_learnt_anew_forget_their_loads() -> None:
     other = replace(state.parts["joules"], tuning="another")
     control = controller()
     assert "joules" in control.load(replace(state, parts={**state.parts, "joules": other}))
-    assert (control.joules.scale == 1.0).all()
+    assert (control.learnt.joules.scale == 1.0).all()
     assert "loads" not in control.state().parts
 
 

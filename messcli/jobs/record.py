@@ -17,7 +17,8 @@ from messcli.jobs.tally import Progress
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.mean import MeanPredictor
 from messcli.records import Decision, Rejected, Request, outcome_fields
-from messcli.routing.controller import Controller, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import Settings
 from messcli.routing.line import Settled
 from messcli.routing.policy import Largest
 

@@ -21,7 +21,8 @@ from messcli.records import Decision, Outcome, dumps, loads
 from messcli.routing import older
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
-from messcli.routing.controller import Controller, Event
+from messcli.routing.controller import Controller
+from messcli.routing.event import Event
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Planned, Unfinished
 from messcli.routing.setup import Setup, create_controller
@@ -264,9 +265,11 @@ def resume(
             f"the ledger stay; {learns}"
         )
     if before is None and knowledge is not None:
-        controller.learn_from(knowledge)
+        controller.learnt.take_over(knowledge)
     if before is None or forgotten or "joules" in anew or before["calibration"] != settings["calibration"]:
-        controller.joules.calibrate(None if terms.calibration is None else terms.calibration.prior(names))
+        controller.learnt.joules.calibrate(
+            None if terms.calibration is None else terms.calibration.prior(names)
+        )
     if before is None:
         controller.begin()
     if forgotten:

@@ -40,7 +40,7 @@ from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
 from messcli.models.billing import Loads
 from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, Request
-from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Reader
 from messcli.routing.setup import create_controller
 from messcli.signals import Stop, stop_signals

@@ -19,7 +19,8 @@ from messcli.jobs.resume import account_rows, keep_means, planned_line, snapshot
 from messcli.jobs.tally import Tally
 from messcli.records import ROW_FIELDS, Fault, Rejected
 from messcli.routing.asking import Pauses, no_pause
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.failures import owner
 from messcli.routing.line import Chunk, Look, Reader, Settled, Unfinished
 from messcli.routing.loop import chunks

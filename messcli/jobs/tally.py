@@ -160,7 +160,7 @@ class Tally:
             model = self._calibration.of(largest)
             if model.load is not None and set(self.energy.meters) == {model.meter}:
                 return by_cost_model(largest, model.load, self._lengths)
-        in_load = self._controller.joules_of_many(len(self._names) - 1, self.requests.routed)
+        in_load = self._controller.learnt.joules_of_many(len(self._names) - 1, self.requests.routed)
         # else it says no more than that its answers here are no cheaper in fuller batches
         if in_load is not None and (not largest_joules or in_load[0] * (1.0 + in_load[1]) < largest_joules):
             joules, error = in_load

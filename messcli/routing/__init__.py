@@ -7,6 +7,9 @@ auto         the policy without V: the price of accuracy is found by the program
 price        the search of the price
 margin       how far above alpha the choices aim
 tuning       the numbers that all of these are tuned by
+learnt       what is known of prompts, models, answers and loads
+deciding     a window's decisions: a pure function of what is known and owed
+event        what came of a request
 controller   what is remembered between requests; decides and folds in windows
 loop         windows of requests: decide, ask, fold in
 source       where outcomes come from: live models, or a recorded table

@@ -12,7 +12,9 @@ from typing import Protocol
 
 from messcli.predict.answer import CHECK
 from messcli.records import Answer, Check, Decision, Outcome, Rejected, Request
-from messcli.routing.controller import DEFAULT_PLAN, Controller, Event
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
+from messcli.routing.event import Event
 from messcli.routing.source import OutcomeSource
 
 Line = Request | Rejected

@@ -14,7 +14,8 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.registry import POLICIES
 from messcli.routing.audit import Audits
 from messcli.routing.auto import Auto
-from messcli.routing.controller import Controller, Settings
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import Settings
 from messcli.routing.policy import Largest, MessPlus, Policy, RandomConstrained, Smallest
 from messcli.routing.tuning import TUNING, Tuning
 

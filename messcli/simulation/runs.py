@@ -28,7 +28,8 @@ from messcli.predict.text import TOGETHER, remember
 from messcli.registry import POLICIES
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Chunk, Settled
 from messcli.routing.loop import chunks
@@ -106,12 +107,12 @@ def _run(table: OutcomeTable, task: Task) -> tuple[Controller, Iterator[Chunk]]:
     setup = replace(task.setup, horizon=len(requests))
     controller = create_controller(setup, len(table.names), {DEFAULT_PLAN: task.alpha})
     if task.knowledge is not None:
-        controller.learn_from(task.knowledge)
+        controller.learnt.take_over(task.knowledge)
         controller.begin()
     prompts = [request.prompt for request in requests]  # as of a file
     controller.read_ahead(reservoir(prompts, setup.tuning.ahead.prompts, setup.seed))
     if remember(len(requests)):  # every order of the table has the same texts
-        controller.encode([request.prompt for request in requests])
+        controller.learnt.encode([request.prompt for request in requests])
     return controller, chunks(requests, controller, table.source)
 
 

@@ -24,7 +24,7 @@ from messcli.predict.latent import bags
 from messcli.predict.text import remember, sparse_features
 from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
-from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
 from messcli.routing.source import Recorded

@@ -20,7 +20,7 @@ import numpy as np
 from messcli.files.ahead import reservoir
 from messcli.metrics import load_metric
 from messcli.records import Outcome, Request
-from messcli.routing.controller import DEFAULT_PLAN
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix

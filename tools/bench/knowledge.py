@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from messcli.metrics import load_metric
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
@@ -76,7 +77,7 @@ def ways(
     for tuning in tunings:
         for way, known in learnt:
             controller = new(second, tuning)
-            controller.learn_from(Knowledge.of(way, "", known))
+            controller.learnt.take_over(Knowledge.of(way, "", known))
             controller.begin()
             name = way if len(tunings) == 1 else f"{way}, {tuning.knowledge.answers:g} answers"
             yield name, *_result(second, controller, static, alpha)

@@ -35,7 +35,8 @@ from messcli.metrics import load_metric
 from messcli.predict.joules import JoulesPredictor
 from messcli.predict.latent import Placed
 from messcli.predict.ridge import RidgePredictor
-from messcli.routing.controller import DEFAULT_PLAN, Controller
+from messcli.routing.controller import Controller
+from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
@@ -198,11 +199,11 @@ def taken_apart(
         controller = Controller(
             models,
             whole.policy,
-            whole.predictor if predictor is None else predictor,
+            whole.learnt.predictor if predictor is None else predictor,
             KnownJoules(joules, models) if known else JoulesPredictor(models),
             whole.settings,
             own.tuning,
-            whole.answers,
+            whole.learnt.answers,
         )
         return run(table, order, controller, own, alpha)
 
