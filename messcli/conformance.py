@@ -30,10 +30,11 @@ from messcli.predict.base import Accuracies, Predictor, create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.records import Decision, Request
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.deciding import Settings
 from messcli.routing.event import Event
 from messcli.routing.policy import Policy
 from messcli.routing.setup import Setup
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.snapshots import Part
 
 MODELS = 3

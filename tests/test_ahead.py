@@ -23,9 +23,9 @@ from messcli.files.ahead import prompts_ahead, reservoir
 from messcli.files.requests import InputFields
 from messcli.predict.text import SHAPE
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.tuning import TUNING
 from messcli.snapshots import Part
 

@@ -12,10 +12,10 @@ import pytest
 from messcli.records import Outcome, Request
 from messcli.routing.audit import JUDGE, Audits
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import Recorded
 from messcli.snapshots import Part
 

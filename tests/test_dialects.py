@@ -330,4 +330,9 @@ def test_an_answer_that_was_cut_off_says_so(folder: Path) -> None:
     assert {line["response"]["body"]["choices"][0]["finish_reason"] for line in written} == {"length"}
     assert {line["messcli"]["finish"] for line in written} == {"length"}
     assert "cut off" in done.stderr
+    kept = CliRunner().invoke(main, ["record", "batch.jsonl", "-o", "table.jsonl", "--meter", "estimate"])
+    assert kept.exit_code == 0, kept.stderr
+    assert kept.stderr.count("3 answers cut at the limit of tokens") == 3
+    table = [json.loads(line)["models"] for line in (folder / "table.jsonl").read_text().splitlines()]
+    assert {outcome["finish"] for models in table for outcome in models.values()} == {"length"}
     assert "3 answers, at the limit of tokens (small 3). Raise max_new_tokens" in done.stderr

@@ -17,13 +17,14 @@ from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.records import IN_A_ROW, Answer, Asked, Fault, Outcome, Request
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.deciding import Settings
 from messcli.routing.event import Event
 from messcli.routing.failures import LONGEST_PAUSE, Absences, fallback
 from messcli.routing.line import Chunk, Settled, Unfinished
 from messcli.routing.loop import chunks
 from messcli.routing.policy import MessPlus
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import Recorded
 from messcli.snapshots import Part
 

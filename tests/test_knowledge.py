@@ -27,10 +27,10 @@ from messcli.predict.answer import SIGNALS, AnswerPredictor
 from messcli.predict.base import Fades, create_predictor
 from messcli.predict.joules import JoulesPredictor
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.tuning import TUNING
 from messcli.simulation.runs import taught as taught_by
 from messcli.simulation.table import OutcomeTable

@@ -19,7 +19,7 @@ from messcli.predict.tuning import LINEAR
 from messcli.records import Decision, Outcome, Request
 from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.deciding import Settings
 from messcli.routing.event import Event
 from messcli.routing.exploration import coin, companions, exploration_probability
 from messcli.routing.line import Settled
@@ -35,7 +35,7 @@ from messcli.routing.policy import (
     drift_plus_penalty,
 )
 from messcli.routing.setup import Setup, create_controller
-from messcli.routing.sla import Account, VirtualQueue
+from messcli.routing.sla import DEFAULT_PLAN, Account, VirtualQueue
 from messcli.routing.source import Recorded
 from messcli.routing.tuning import TUNING
 

@@ -18,9 +18,9 @@ from scipy.optimize import linprog
 from messcli.cli import main
 from messcli.errors import MessError
 from messcli.records import Outcome, Request
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.simulation import SimulateConfig, simulate
 from messcli.simulation.advice import Lengths, advice_lines, advise
 from messcli.simulation.hindsight import cheapest_assignment, oracle, static_mix

@@ -22,9 +22,10 @@ from messcli.predict.tuning import RIDGE
 from messcli.registry import PREDICTORS
 from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.deciding import Settings
 from messcli.routing.loop import chunks
 from messcli.routing.older import ALL_TUNING, read_snapshot
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.tuning import TUNING, Price, Tuning
 from messcli.snapshots import Part
 

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from messcli.energy.load import StepPoint, fitted
+from messcli.jobs.config import Writing
+from messcli.jobs.row import routed_row
 from messcli.jobs.summary import Period, Summary
 from messcli.jobs.tally import Tally
 from messcli.jobs.watch import Activity
 from messcli.records import Decision, Outcome, Rejected, Request
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.learnt import Learnt
 from messcli.routing.line import Settled
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 
 
 def settled(number: int, *outcomes: Outcome) -> Settled:
@@ -94,6 +96,14 @@ def test_answers_that_were_cut_off_are_counted_by_model() -> None:
     assert summary.requests.cut == {"small": 1, "large": 1}  # of what was served alone
     (line,) = [line for line in summary.text() if line.startswith("cut off")]
     assert "2 answers, at the limit of tokens (small 1, large 1)" in line
+
+
+def test_a_failed_request_says_how_its_last_answer_ended() -> None:
+    small, large = (
+        Outcome(None, None, 1.0, error="e", fault="request", finish=end) for end in ("length", "filtered")
+    )
+    row = routed_row(settled(1, small, large), ("small", "large"), writing=Writing())
+    assert (row["model"], row["finish"]) == (None, "filtered")
 
 
 def calibrated(meter: str = "rapl") -> Tally:

@@ -21,11 +21,12 @@ from messcli.records import Answer, Asked, Outcome
 from messcli.routing import load
 from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN, Settings
+from messcli.routing.deciding import Settings
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Chunk, Settled
 from messcli.routing.load import Share
 from messcli.routing.loop import chunks
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.tuning import TUNING
 from messcli.snapshots import Part
 

@@ -12,8 +12,8 @@ from queue import Empty, Queue
 
 from messcli.errors import InputError, MessError
 from messcli.records import ErrorRow, Rejected
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Line
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.signals import Stop
 from messcli.state.journal import Journal
 

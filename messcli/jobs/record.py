@@ -6,6 +6,7 @@ batched, locked, stopped and resumed exactly as `route` is. `simulate` reads the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ class RecordSummary:
     incomplete: int  # requests of this run that lack an answer of at least one model
     accuracies: Mapping[str, float]  # model -> mean over this run's requests with a reference
     joules: Mapping[str, float]  # model -> mean over this run's requests whose joules are known
+    cut: Mapping[str, int]  # model -> this run's answers that were cut at the limit of tokens
 
     def text(self) -> list[str]:
         """For people."""
@@ -45,7 +47,8 @@ class RecordSummary:
             accuracy = self.accuracies.get(name)
             metric = self.run.promises.metric.split("|")[0]
             scored = "" if accuracy is None else f", accuracy {accuracy:.4f} ({metric})"
-            lines.append(f"  {name}: {joules:.4g} J per request{scored}")
+            cut = f", {self.cut[name]} answers cut at the limit of tokens" if self.cut.get(name) else ""
+            lines.append(f"  {name}: {joules:.4g} J per request{scored}{cut}")
         meters = "/".join(energy.meters) or "no meter"
         lines.append(
             f"energy: {energy.billed_joules:.4g} J ({meters}), {energy.overhead_joules:.4g} J overhead"
@@ -112,7 +115,7 @@ def record(
     rows = _Rows()
     job = Job(lambda setup, models, alphas: AskAll(models, alphas, setup.window, checks=checks), rows.row)
     summary = run_job(config, job, on_progress, tell)
-    return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules))
+    return RecordSummary(summary, rows.incomplete, _means(rows.accuracies), _means(rows.joules), rows.cut)
 
 
 class _Rows:
@@ -122,6 +125,7 @@ class _Rows:
         self.incomplete = 0
         self.accuracies: dict[str, tuple[float, int]] = {}  # model -> sum, count
         self.joules: dict[str, tuple[float, int]] = {}
+        self.cut: Counter[str] = Counter()
 
     def row(self, line: Settled | Rejected, names: Sequence[str]) -> dict[str, Any]:
         if isinstance(line, Rejected):
@@ -134,6 +138,7 @@ class _Rows:
             else:
                 models[name] = outcome_fields(outcome)
                 _add(self.joules, name, outcome.joules)
+                self.cut[name] += outcome.finish == "length"
                 _add(self.accuracies, name, outcome.accuracy if outcome.error is None else None)
         self.incomplete += any("error" in outcome for outcome in models.values())
         request = line.request

@@ -40,9 +40,9 @@ from messcli.jobs.truth import truth_of
 from messcli.jobs.watch import Watched
 from messcli.models.billing import Loads
 from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, Request
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Reader
 from messcli.routing.setup import create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.signals import Stop, stop_signals
 from messcli.state.state import State
 from messcli.tariff import Spent

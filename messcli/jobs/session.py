@@ -20,10 +20,10 @@ from messcli.jobs.tally import Tally
 from messcli.records import ROW_FIELDS, Fault, Rejected
 from messcli.routing.asking import Pauses, no_pause
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.failures import owner
 from messcli.routing.line import Chunk, Look, Reader, Settled, Unfinished
 from messcli.routing.loop import chunks
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import OutcomeSource
 from messcli.signals import NothingInHand, Stop
 from messcli.state.journal import Done, Energy, Work

@@ -57,8 +57,8 @@ class Tally:
         self._controller = controller
         self._calibration = calibration
         self._lines = 0
-        self.requests = Requests()
-        self.energy = Energy(tariff=tariff)
+        self._requests = Requests()
+        self._energy = Energy(tariff=tariff)
         self._looks = Looks()
         self._asked: set[int] = set()  # models
         self._lengths = Lengths()  # of the largest model's answers
@@ -70,7 +70,7 @@ class Tally:
         """Count a line that is finished."""
         self._lines += 1
         own = line if isinstance(line, Rejected) else line.request
-        self.requests.retried += own.mends is not None
+        self._requests.retried += own.mends is not None
         if isinstance(line, Rejected):
             self._add_failure(line.error)
             return
@@ -78,7 +78,7 @@ class Tally:
         self._add_joules(line)
 
     def _add_request(self, line: Settled) -> None:
-        requests = self.requests
+        requests = self._requests
         requests.routed += 1
         requests.explored += line.decision.explored
         requests.audited += line.decision.audited
@@ -98,11 +98,11 @@ class Tally:
             requests.first_error = requests.first_error or f"{line.request.place}: {outcome.unscored}"
 
     def _add_failure(self, error: str | None) -> None:
-        self.requests.failed += 1
-        self.requests.first_error = self.requests.first_error or error
+        self._requests.failed += 1
+        self._requests.first_error = self._requests.first_error or error
 
     def _add_joules(self, line: Settled) -> None:
-        energy = self.energy
+        energy = self._energy
         if line.billed_joules is None:
             energy.unmetered += 1
         if line.decision.audited:
@@ -128,9 +128,9 @@ class Tally:
 
     def _spend(self, model: str, joules: float | None, read: int, written: int) -> None:
         """Count what a call costs: tokens that it read and wrote."""
-        if joules is not None and self.energy.tariff:
-            self.energy.spent.add(
-                self.energy.tariff,
+        if joules is not None and self._energy.tariff:
+            self._energy.spent.add(
+                self._energy.tariff,
                 joules,
                 self._hour(),
                 model=model,
@@ -140,7 +140,7 @@ class Tally:
 
     def _compare(self, line: Settled, m: int, joules: float, meter: str | None) -> None:
         """Book how far the predictions were from what was read."""
-        predicted = self.energy.predicted
+        predicted = self._energy.predicted
         if line.decision.joules_predicted is not None:
             adapted = predicted.setdefault("adapted", PredictionError())
             adapted.add(line.decision.joules_predicted[m], joules)
@@ -158,9 +158,9 @@ class Tally:
             return None
         if self._calibration is not None and self._lengths.answers and self._other_meter is None:
             model = self._calibration.of(largest)
-            if model.load is not None and set(self.energy.meters) == {model.meter}:
+            if model.load is not None and set(self._energy.meters) == {model.meter}:
                 return by_cost_model(largest, model.load, self._lengths)
-        in_load = self._controller.learnt.joules_of_many(len(self._names) - 1, self.requests.routed)
+        in_load = self._controller.learnt.joules_of_many(len(self._names) - 1, self._requests.routed)
         # else it says no more than that its answers here are no cheaper in fuller batches
         if in_load is not None and (not largest_joules or in_load[0] * (1.0 + in_load[1]) < largest_joules):
             joules, error = in_load
@@ -168,7 +168,7 @@ class Tally:
             return Alone(largest, joules, error, False, basis)
         if not largest_joules:
             return None
-        recorded = set(self.energy.meters) == {"replay"}
+        recorded = set(self._energy.meters) == {"replay"}
         basis = "the mean of its answers here" + (
             ""
             if recorded
@@ -178,9 +178,9 @@ class Tally:
 
     def add_overhead(self, joules: Mapping[str, float]) -> None:
         """Count joules that belong to no request, by meter."""
-        self.energy.overhead.update(joules)
-        if self.energy.tariff:
-            self.energy.spent.add(self.energy.tariff, sum(joules.values()), self._hour())
+        self._energy.overhead.update(joules)
+        if self._energy.tariff:
+            self._energy.spent.add(self._energy.tariff, sum(joules.values()), self._hour())
 
     def take_warnings(self) -> list[str]:
         """What the user should know as soon as it is known, one line each; everything once."""
@@ -209,7 +209,7 @@ class Tally:
         return Progress(
             finished=finished,
             total=total,
-            joules=self.energy.billed_joules + activity.joules,
+            joules=self._energy.billed_joules + activity.joules,
             accuracy=_mean_of(accounts),
             alpha=next(iter(alphas)) if len(alphas) == 1 else None,
             explorations_left=left,
@@ -232,10 +232,10 @@ class Tally:
         accounts = self._controller.accounts.items()
         return Summary(
             requests=replace(
-                self.requests, already_done=already_done, standing=standing, cut=+self.requests.cut
+                self._requests, already_done=already_done, standing=standing, cut=+self._requests.cut
             ),
             energy=replace(
-                self.energy, named_overhead=dict(named_overhead or {}), alone=self._alone(largest_joules)
+                self._energy, named_overhead=dict(named_overhead or {}), alone=self._alone(largest_joules)
             ),
             promises=Promises(
                 accounts={plan: account for plan, account in accounts if plan in settings.alphas},

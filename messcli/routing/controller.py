@@ -206,9 +206,8 @@ class Controller:
             Q after each request.
         """
         queues = []
-        self.learnt.encode(
-            [event.text for event in events]
-        )  # of a window too large to be remembered: together
+        # of a window that was too large to be remembered: together
+        self.learnt.encode([event.text for event in events])
         for event in events:
             account = self.accounts[event.plan]
             if self.auditor is not None:

@@ -22,10 +22,8 @@ from messcli.routing.load import Share
 from messcli.routing.look import Looked
 from messcli.routing.policy import Policy, Recent, View
 from messcli.routing.price import Solution
-from messcli.routing.sla import Account
+from messcli.routing.sla import DEFAULT_PLAN, Account
 from messcli.routing.tuning import Tuning
-
-DEFAULT_PLAN = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,8 @@ class Event:
     check_joules: Mapping[str, float] | None = None  # of larger models that read answers: the same
     judged: float = 0.0  # joules of judging its answers
     faults: Mapping[str, Fault] | None = None  # of models that failed, by model; None where none did
-    running: Mapping[str, float] | None = (
-        None  # requests that ran at a time, by model; None where nothing is known
-    )
+    # Requests that ran at a time, by model; None where nothing is known
+    running: Mapping[str, float] | None = None
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""

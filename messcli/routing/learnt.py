@@ -56,8 +56,8 @@ class Learnt:
         answers: AnswerPredictor | None,
         tuning: Tuning,
         *,
-        explored_only: bool = False,
-        audited: bool = False,
+        explored_only: bool,
+        audited: bool,
     ) -> None:
         self.predictor = predictor
         self.joules = joules

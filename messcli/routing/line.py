@@ -13,8 +13,8 @@ from typing import Protocol
 from messcli.predict.answer import CHECK
 from messcli.records import Answer, Check, Decision, Outcome, Rejected, Request
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.event import Event
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import OutcomeSource
 
 Line = Request | Rejected

@@ -17,9 +17,9 @@ from itertools import chain
 from messcli.records import Outcome, Rejected, Request
 from messcli.routing.asking import Asking, Pauses, no_pause
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.failures import Contact
 from messcli.routing.line import Chunk, Line, Look, Planned, Reader, Unfinished
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import OutcomeSource
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from messcli.routing.bound import ServedMean
 from messcli.snapshots import Part
 
+DEFAULT_PLAN = ""  # of requests that name none
+
 
 @dataclass(frozen=True, slots=True)
 class VirtualQueue:

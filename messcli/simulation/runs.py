@@ -29,11 +29,11 @@ from messcli.registry import POLICIES
 from messcli.routing.audit import Audits
 from messcli.routing.bound import ServedMean
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Chunk, Settled
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.tuning import TUNING
 from messcli.simulation.engines import Asked, Engines, Played
 from messcli.simulation.hindsight import ORACLE, oracle

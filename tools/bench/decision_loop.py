@@ -24,9 +24,9 @@ from messcli.predict.latent import bags
 from messcli.predict.text import remember, sparse_features
 from messcli.predict.tuning import LINEAR
 from messcli.records import Outcome, Request
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.loop import chunks
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import Recorded
 from messcli.simulation.runs import Task, alphas_at, run_task
 from messcli.simulation.table import read_table

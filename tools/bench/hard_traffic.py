@@ -20,11 +20,11 @@ import numpy as np
 from messcli.files.ahead import reservoir
 from messcli.metrics import load_metric
 from messcli.records import Outcome, Request
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.source import Recorded
 from messcli.simulation.table import OutcomeTable, read_table
 

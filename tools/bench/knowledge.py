@@ -21,12 +21,12 @@ import numpy as np
 
 from messcli.metrics import load_metric
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.routing.tuning import TUNING, Tuning
 from messcli.simulation.runs import taught
 from messcli.simulation.table import OutcomeTable, read_table

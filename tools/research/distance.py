@@ -36,11 +36,11 @@ from messcli.predict.joules import JoulesPredictor
 from messcli.predict.latent import Placed
 from messcli.predict.ridge import RidgePredictor
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import DEFAULT_PLAN
 from messcli.routing.line import Settled
 from messcli.routing.loop import chunks
 from messcli.routing.policy import cheapest_mix
 from messcli.routing.setup import Setup, create_controller
+from messcli.routing.sla import DEFAULT_PLAN
 from messcli.simulation.hindsight import static_mix
 from messcli.simulation.runs import alphas_at
 from messcli.simulation.table import OutcomeTable, read_table
