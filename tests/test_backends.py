@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -751,6 +753,24 @@ def test_offline_hub_ids_are_told(monkeypatch, tmp_path):
         ModelError, match=r'model "tiny" \(messcli/none\): not in the local cache, and the hub can'
     ):
         backend("messcli/none", load={"cache_dir": str(tmp_path)}).load()
+
+
+@pytest.mark.slow
+def test_retries_of_the_hub_are_not_told_one_by_one(tmp_path):
+    """A run in a process of its own, as its hub answers nothing: one line."""
+    zoo = '[sla]\nalpha = 0.5\nmetric = "bleu1"\n[[models]]\nname = "a"\npath = "messcli/none"\n'
+    (tmp_path / "zoo.toml").write_text(zoo)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "messcli", "route", "in.jsonl", "-o", "out.jsonl", "-q"],
+        cwd=tmp_path, env={**os.environ, **hub}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        'Error: model "a" (messcli/none): not in the local cache, and the hub can\'t be reached. '
+        "Go online once, or point path at a folder that holds the model"
+    ]
 
 
 # --- what is passed on ---

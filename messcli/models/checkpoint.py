@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import logging
 import os
 import random
 from array import array
@@ -433,8 +434,10 @@ def first_attribute(config: Any, names: Sequence[str]) -> int | None:
 def _quiet(*, gguf: bool) -> None:
     """Errors only, through logging, and no progress bars: the terminal is the command line's.
 
-    TRANSFORMERS_VERBOSITY overrules it.
+    TRANSFORMERS_VERBOSITY and HF_HUB_VERBOSITY overrule it.
     """
+    if "HF_HUB_VERBOSITY" not in os.environ:  # a line for each of its retries
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
