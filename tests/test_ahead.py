@@ -125,6 +125,7 @@ def test_what_is_learnt_is_as_if_the_directions_had_always_been_known() -> None:
         assert one.shape == theirs.predict_many(theirs.encode_many(texts)).shape
 
 
+@pytest.mark.slow
 @given(cut=st.integers(1, 11), size=st.sampled_from([0, 3, 50, 1000]))
 @hypothesis_settings(max_examples=8)
 def test_a_job_that_was_read_ahead_goes_on_exactly(cut: int, size: int) -> None:

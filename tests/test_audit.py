@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from marks import slow
 
 from messcli.records import Outcome, Request
 from messcli.routing.audit import JUDGE, Audits
@@ -174,10 +175,10 @@ def test_where_little_is_at_stake_little_is_audited() -> None:
 @pytest.mark.parametrize(
     ("predictor", "tells"),
     [
-        ("mean", False),
-        ("mean", True),
-        pytest.param("ridge", False, marks=pytest.mark.slow),
-        pytest.param("linear", True, marks=pytest.mark.slow),
+        slow("mean", False),
+        slow("mean", True),
+        slow("ridge", False),
+        slow("linear", True),
     ],
 )
 def test_the_estimate_is_unbiased_in_the_loop(predictor: str, tells: bool) -> None:
@@ -238,6 +239,7 @@ def test_audits_find_out_what_looked_at_answers_are_worth() -> None:
     assert (mean.least(0.05) or 0.0) <= np.mean(accuracies(lines))
 
 
+@pytest.mark.slow
 def test_looking_saves_joules_where_a_judge_audits() -> None:
     bills = []
     for no_look in (False, True):

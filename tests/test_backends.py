@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from marks import slow
 from tiny_models import CHAT_TEMPLATE, WORDS, save_bart, save_llama, save_t5
 
 from messcli.energy import EnergyLedger, Meter
@@ -254,7 +255,7 @@ def test_batch_and_plain_generate_of_transformers_agree(folders):
 @pytest.mark.parametrize(
     "fault", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: x")]
 )
-@pytest.mark.parametrize("fits", [1, 2, 3])
+@pytest.mark.parametrize("fits", [slow(1), slow(2), 3])
 def test_running_out_of_memory_halves_the_batch(folders, monkeypatch, fault, fits):
     tiny = backend(folders["llama"], batch_size=8)
     many = requests(8)

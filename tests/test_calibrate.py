@@ -25,6 +25,7 @@ import nvml_stub
 import pytest
 import tiny_models
 from click.testing import CliRunner
+from marks import slow
 from nvml_stub import control
 
 from messcli.calibration import CalibrateConfig, CalibrateSummary, calibrate
@@ -180,10 +181,20 @@ def measure(**options: Any) -> CalibrateSummary:
     return calibrate(CalibrateConfig(**settings | options))
 
 
+@pytest.fixture(scope="module")
+def measured_once() -> list[bytes]:
+    """The calibration of `calibrated`, once it was measured."""
+    return []
+
+
 @pytest.fixture
-def calibrated(zoo: Path) -> Path:
-    measure()
-    return zoo.parent / "calibration.json"
+def calibrated(zoo: Path, measured_once: list[bytes]) -> Path:
+    file = zoo.parent / "calibration.json"
+    if not measured_once:
+        measure()
+        measured_once.append(file.read_bytes())
+    file.write_bytes(measured_once[0])
+    return file
 
 
 def write_requests(folder: Path, count: int, name: str = "in.jsonl") -> Path:
@@ -426,7 +437,7 @@ def wait_for_readings(folder: Path, count: int) -> None:
     pytest.fail("nothing was measured")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, slow(signal.SIGTERM), slow(signal.SIGINT)])
 def test_stopped_in_the_middle_and_gone_on(tmp_path: Path, number: signal.Signals) -> None:
     write_zoo(tmp_path)
     process = start(tmp_path, "--budget", "60")
@@ -1031,6 +1042,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_nvml_calibration_of_known_watts(nvml: dict[str, Any]) -> None:
     # Sleeps end late on a busy machine, and the time between calls of milliseconds is billed too: never less than the
     # truth, and not much more where the machine was busy with something else in fewer than half of the cells.
@@ -1049,16 +1061,19 @@ def test_nvml_calibration_of_known_watts(nvml: dict[str, Any]) -> None:
     assert "NVML total energy counter of GPU-" in nvml["file"]["meter"]["sources"]["cuda:0"]["provenance"]
 
 
+@pytest.mark.slow
 def test_nvml_refuses_slices_and_flags_company(nvml: dict[str, Any]) -> None:
     assert "Turn MIG off" in nvml["mig"]
     assert "pid 1)" in nvml["file"]["warnings"][0]
     assert any("pid 1)" in line for line in nvml["table"])
 
 
+@pytest.mark.slow
 def test_nvml_another_card_or_driver_is_refused(nvml: dict[str, Any]) -> None:
     assert nvml["difference"] == "version of NVIDIA driver was 570.86, and is 580.1"
 
 
+@pytest.mark.slow
 def test_overhead_of_a_zoo_of_cards_has_the_cpu_in_it(nvml: dict[str, Any]) -> None:
     assert nvml["meters"] == ["nvml"]
     assert len(nvml["overhead"]) == 2

@@ -148,6 +148,7 @@ def test_live_and_simulated_decide_alike(job: Job) -> None:
     assert simulated["billed_joules"] == pytest.approx(billed)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_anywhere_buys_no_check_twice(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_models import FakeBackend
+from marks import slow
 from test_dialects import EXAMPLES
 from tiny_models import save_llama
 
@@ -33,7 +34,7 @@ def test_metrics(name: str, claim: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("claim", conformance.PREDICTOR)
-@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize("name", [slow(name) if name == "fasttext" else name for name in PREDICTORS])
 def test_predictors(name: str, claim: Callable[..., None]) -> None:
     claim(PREDICTORS.load(name))
 

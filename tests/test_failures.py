@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
+from marks import slow
 
 from messcli.errors import MessError, ModelUnavailable
 from messcli.predict.base import create_predictor
@@ -115,7 +116,7 @@ def test_the_next_larger_model_answers_else_the_next_smaller(model, allowed, fai
 
 
 @pytest.mark.parametrize("make", [paper, automatic])
-@pytest.mark.parametrize("window", [1, 64, 4096])
+@pytest.mark.parametrize("window", [1, slow(64), 4096])
 @pytest.mark.parametrize("fault", ["request", "model", "away"])
 def test_what_one_model_fails_to_answer_goes_to_the_next_and_is_billed(make, window, fault):
     source = Faulty(lambda request, m: fault if m == 0 and "chat" in request.prompt else None)
@@ -153,7 +154,7 @@ def test_only_where_none_is_left_is_the_row_an_error(without):
 # ---- what is learnt -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [1, 64])
+@pytest.mark.parametrize("window", [slow(1), 64])
 def test_a_model_that_refuses_a_kind_of_prompt_is_asked_for_other_kinds(window, monkeypatch):
     """Where a failure takes as much as an answer, it is soon avoided, though no accuracy depends on it."""
     monkeypatch.setitem(globals(), "WASTED", COSTS[0])
@@ -186,9 +187,9 @@ def test_what_failures_take_says_nothing_of_what_answers_take():
 # ---- a model that is gone -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dead", [0, 1, 2])
+@pytest.mark.parametrize("dead", [0, slow(1), 2])
 @pytest.mark.parametrize("fault", ["model", "away"])
-@pytest.mark.parametrize("window", [1, 64])
+@pytest.mark.parametrize("window", [slow(1), 64])
 def test_a_model_that_is_gone_is_asked_a_few_times_and_everything_is_answered(dead, fault, window):
     source = Faulty(lambda request, m: fault if m == dead else None)
     lines = settled(requests(2000), source, paper(c=3.0, window=window))
@@ -198,7 +199,7 @@ def test_a_model_that_is_gone_is_asked_a_few_times_and_everything_is_answered(de
     assert source.asked[dead] <= max(IN_A_ROW, window) + tries * window
 
 
-@pytest.mark.parametrize("window", [1, 64])
+@pytest.mark.parametrize("window", [slow(1), 64])
 def test_a_model_that_comes_back_is_used_again(window):
     source = Faulty(lambda request, m: "away" if m == 0 and 200 <= request.id < 500 else None)
     lines = settled(requests(2500), source, automatic(window=window))
@@ -236,7 +237,7 @@ def test_absences_are_a_function_of_what_was_settled():
 # ---- interruptions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [1, 32, 4096])
+@pytest.mark.parametrize("window", [slow(1), 32, slow(4096)])
 def test_a_run_that_was_stopped_anywhere_decides_the_same(window):
     """What the state keeps, as JSON, is all that is needed to come to the same."""
     odd: list[Fault | None] = ["request", "model", None]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import Ended, Server
+from marks import slow
 from toy_job import OPTIONS, PLAIN, WIDE, ledger, mixed_requests, requests, write_job
 
 from messcli.errors import EXIT_STATE_BUSY
@@ -105,7 +106,7 @@ class Case:
 
 
 WINDOWS = pytest.mark.parametrize("options", [OPTIONS, WIDE], ids=["8", "4096"])
-both = pytest.fixture(scope="module", params=[OPTIONS, WIDE], ids=["8", "4096"])
+both = pytest.fixture(scope="module", params=[slow(OPTIONS, name="8"), pytest.param(WIDE, id="4096")])
 
 
 @both
@@ -113,7 +114,7 @@ def job(server: Server, request: pytest.FixtureRequest) -> Case:
     return Case(server, "mixed", mixed_requests(300), output="out.jsonl", options=request.param)
 
 
-@both
+@pytest.fixture(scope="module", params=[pytest.param(OPTIONS, id="8"), slow(WIDE, name="4096")])
 def short_job(server: Server, request: pytest.FixtureRequest) -> Case:
     return Case(server, "short", mixed_requests(60)[:48], output="out.jsonl", options=request.param)
 
@@ -175,10 +176,10 @@ def test_killed_at_random_moments_while_learning(server: Server, predictor: str)
 
 
 @pytest.mark.usefixtures("needs_shim")
-@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("torn", [slow(False), True])
 def test_killed_at_calls_that_change_a_file(short_job: Case, torn: bool) -> None:
     calls = short_job.whole.calls
-    print(kill_at_calls(short_job, range(3 + torn, len(calls) + 1, 12), torn))
+    print(kill_at_calls(short_job, range(3 + torn, len(calls) + 1, 25), torn))
 
 
 @pytest.mark.slow
@@ -271,7 +272,7 @@ def test_many_power_cuts(short_job: Case, job: Case) -> None:
 
 @WINDOWS
 @pytest.mark.usefixtures("needs_shim")
-@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("output", ["out.jsonl", slow("out.jsonl.gz")])
 def test_a_full_disk(server: Server, output: str, options: Sequence[str]) -> None:
     case = Case(server, "full", mixed_requests(60), output=output, options=options)
     counts = {"full disks": 0, "errors told": 0}
@@ -317,7 +318,7 @@ def test_a_full_file_system(server: Server, tmp_path: Path) -> None:
         subprocess.run(["umount", str(mounted)], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
 def test_a_signal_keeps_what_is_answered_and_asks_nothing_more(job: Case, number: int) -> None:
     rng = random.Random(8)
     code, stopped = 128 + number, 0
@@ -404,7 +405,7 @@ def test_a_signal_while_waiting_for_input_or_for_the_lock(server: Server, tmp_pa
 
 
 @pytest.mark.parametrize("where", ["TOY_CRASH", "METRIC_CRASH"])
-@pytest.mark.parametrize("how", ["raise", "exit", "segfault"])
+@pytest.mark.parametrize("how", ["raise", slow("exit"), "segfault"])
 def test_a_crash_inside_a_model_or_a_metric(job: Case, where: str, how: str) -> None:
     rng = random.Random(9)
     job.start_anew()
@@ -452,7 +453,7 @@ def test_killed_while_a_model_is_away(job: Case) -> None:
         assert ledger(job.broken / f"{job.output}.state") == expected[1]
 
 
-@pytest.mark.parametrize("window", ["1", "8", "4096"])
+@pytest.mark.parametrize("window", [slow("1"), slow("8"), "4096"])
 def test_an_outage_stops_the_run_and_burns_nothing(server: Server, window: str) -> None:
     options = [*PLAIN, "--window", window, "--patience", "0.3"]
     case = Case(server, "outage", [*requests(60)], output="out.jsonl", options=options)
@@ -505,8 +506,12 @@ def test_odd_answers_to_everything_burn_few_rows_and_end(server: Server, window:
 
 
 @pytest.mark.usefixtures("needs_shim")
-@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz"])
-def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(server: Server, output: str) -> None:
+@pytest.mark.parametrize(
+    ("output", "part"), [("out.jsonl", 4), slow("out.jsonl", 1), slow("out.jsonl.gz", 1)]
+)
+def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(
+    server: Server, output: str, part: int
+) -> None:
     lines = [
         {**line, "prompt": f"flaky {line['prompt']}"} if n % 4 == 1 else line
         for n, line in enumerate(requests(40))
@@ -521,7 +526,7 @@ def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(server: 
     whole = server.run(args, clean)
     assert whole.status == 0, whole.stderr
     calls = len(whole.calls)
-    for kill_at in sorted({*range(1, calls, max(1, calls // 15)), *range(calls - 25, calls + 1)}):
+    for kill_at in sorted({*range(1, calls, max(1, calls // 15)), *range(calls - 25, calls + 1)})[::part]:
         shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(first, broken)
         assert server.run(args, broken, kill_at=kill_at).status == -signal.SIGKILL
@@ -532,7 +537,7 @@ def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(server: 
         assert {path.name for path in broken.iterdir()} == {path.name for path in clean.iterdir()}
 
 
-@pytest.mark.parametrize("window", ["8", "4096"])
+@pytest.mark.parametrize("window", [slow("8"), "4096"])
 def test_a_signal_while_a_model_loads_is_obeyed_at_once(server: Server, window: str) -> None:
     options = [*PLAIN, "--window", window]
     case = Case(server, "loading", [*requests(30)], output="out.jsonl", options=options)

@@ -43,6 +43,7 @@ FADING = ("ridge", "mean")
 # ---- predictors ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(most=st.floats(1, 400), count=st.integers(1, 300), seed=st.integers(0, 3))
 @hypothesis_settings(max_examples=15)
 def test_what_is_known_counts_as_so_many_answers_at_the_most(most: float, count: int, seed: int) -> None:
@@ -73,6 +74,7 @@ def test_what_is_known_stays_where_it_counts_as_fewer_answers() -> None:
         assert np.corrcoef(before[:, m], after[:, m])[0, 1] > 0.9  # and so does what prompts tell
 
 
+@pytest.mark.slow
 def test_own_answers_outweigh_what_was_brought_along() -> None:
     """Every answer was right, and none is any more: the estimate is the mean of what counts."""
     rows = [(text, np.ones(MODELS)) for text, _ in samples(2000)]
@@ -156,6 +158,7 @@ def test_estimates_are_there_before_the_first_answer_and_all_else_begins_anew(pr
     assert decision.estimates is not None
 
 
+@pytest.mark.slow
 @given(cut=st.integers(1, 149), window=st.sampled_from([1, 16, None]))
 @hypothesis_settings(max_examples=8)
 def test_a_job_that_began_with_knowledge_goes_on_exactly(cut: int, window: int | None) -> None:
@@ -199,18 +202,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture
-def job(server: Server, tmp_path: Path) -> Job:
+@pytest.fixture(scope="module")
+def earlier(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the state of an earlier job and a table of the same requests, and a new job's input."""
-    job = Job(server, tmp_path)
+    job = Job(server, tmp_path_factory.mktemp("earlier"))
     lines = requests(120)
     job.write(lines)
     job.route("-o", "old.jsonl", "--predictor", "ridge", "--limit", "80")
     recorded = ["record", "in.jsonl", "-o", "table.jsonl", "--limit", "40", "--meter", "replay:joules.jsonl"]
     ended = job.server.run(recorded, job.folder)
     assert ended.status == 0, ended.stderr
-    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines[80:]))
-    return job
+    (job.folder / "new.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines[80:]))
+    return job.folder
+
+
+@pytest.fixture
+def job(server: Server, earlier: Path, tmp_path: Path) -> Job:
+    """One in a copy of `earlier`."""
+    shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
+    return Job(server, tmp_path)
 
 
 @pytest.mark.parametrize("source", ["old.jsonl.state", "table.jsonl"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fault_server import Server
+from marks import slow
 from toy_job import PLAIN, requests, write_job
 from transformers import AutoConfig, GenerationMixin
 
@@ -140,7 +141,14 @@ def test_one_server_that_was_never_there_loses_no_row(zoo: Zoo, window: int, dea
 
 @WINDOWS
 @pytest.mark.parametrize(
-    "reply", [DOWN, CRASHED, BUSY, QUOTA, FLAGGED], ids=["down", "crashed", "busy", "quota", "flagged"]
+    "reply",
+    [
+        pytest.param(DOWN, id="down"),
+        slow(CRASHED, name="crashed"),
+        slow(BUSY, name="busy"),
+        slow(QUOTA, name="quota"),
+        pytest.param(FLAGGED, id="flagged"),
+    ],
 )
 def test_a_server_that_dies_in_the_middle_loses_no_row(zoo: Zoo, window: int, reply: Reply) -> None:
     zoo.input(200 if window > 1 else 60)
@@ -173,7 +181,9 @@ def test_what_one_model_refuses_is_answered_by_the_other(zoo: Zoo, window: int, 
 
 
 @WINDOWS
-@pytest.mark.parametrize("reply", [DOWN, BUSY, QUOTA], ids=["down", "busy", "quota"])
+@pytest.mark.parametrize(
+    "reply", [slow(DOWN, name="down"), slow(BUSY, name="busy"), pytest.param(QUOTA, id="quota")]
+)
 def test_an_outage_of_all_stops_the_run_and_the_same_command_ends_it(
     zoo: Zoo, window: int, reply: Reply
 ) -> None:

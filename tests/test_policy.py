@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow
 
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
@@ -234,7 +235,7 @@ def algorithm_1(requests, outcomes, energies, unit, v, alpha, c, eta, seed):
     return trace
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, slow(1)])
 def test_window_1_is_algorithm_1(seed):
     requests, source = table(3000, seed)
     control = controller(seed=seed, learn_from="explored")
@@ -285,6 +286,7 @@ def test_a_meter_that_counts_nothing_holds_nobody_up():
     assert np.mean([line.outcomes[line.served].accuracy for line in settled]) >= 0.6
 
 
+@pytest.mark.slow
 def test_dear_models_are_left_alone_where_cheap_ones_do():
     def asked(factor, policy):
         requests, source = table(2500)
@@ -313,7 +315,7 @@ def test_models_asked_beside_the_served_one_take_the_share_that_is_said():
     assert all(0 not in companions(3, t, 2, (1, 2), joules, share) for t in range(200)), "it can't take it"
 
 
-@pytest.mark.parametrize("rows", [60, 300, 3000])
+@pytest.mark.parametrize("rows", [60, 300, slow(3000)])
 @pytest.mark.parametrize("window", [1, None])
 def test_alpha_is_kept_on_a_made_zoo(rows, window):
     requests, source = table(rows)
@@ -568,7 +570,7 @@ def other_words(requests):
     return [replace(one, prompt=one.prompt.replace("word", "qxz")[::-1]) for one in requests]
 
 
-@pytest.mark.parametrize("changes", [False, True])
+@pytest.mark.parametrize("changes", [slow(False), True])
 def test_directions_follow_traffic_that_changes_and_no_other(monkeypatch, changes):
     fits = []
     anew = LatentSpace.fit_anew

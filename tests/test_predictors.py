@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from marks import slow
 
 from messcli.errors import UsageError
 from messcli.predict.base import create_predictor
@@ -51,7 +52,7 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("name", sorted(set(PREDICTORS) - {"mean"}))
+@pytest.mark.parametrize("name", [slow("fasttext"), *sorted(set(PREDICTORS) - {"fasttext", "mean"})])
 def test_beats_the_mean_where_there_is_a_signal(name):
     rows, mean = samples(900), MeanPredictor(MODELS)
     predictor = create_predictor(name, MODELS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from fault_server import Ended, Server
+from marks import slow
 from toy_job import PLAIN, ledger, requests, write_job
 
 
@@ -61,8 +62,8 @@ def flaky(count: int) -> list[dict[str, Any] | str]:
     return lines
 
 
-@pytest.mark.parametrize("window", ["1", "8", "4096"])
-@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("window", ["1", slow("8"), "4096"])
+@pytest.mark.parametrize("output", ["out.jsonl", slow("out.jsonl.gz")])
 def test_what_failed_is_answered_by_the_same_command_in_its_place(
     server: Server, tmp_path: Path, window: str, output: str
 ) -> None:
@@ -189,8 +190,8 @@ def content_ids(folder: Path) -> list[str]:
     return [str(one.id) for one in read if isinstance(one, Request) and not one.has_own_id]
 
 
-@pytest.mark.parametrize("window", ["8", "4096"])
-@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("window", ["8", slow("4096")])
+@pytest.mark.parametrize("output", [slow("out.jsonl"), "out.jsonl.gz"])
 def test_killed_while_it_mends(server: Server, tmp_path: Path, window: str, output: str) -> None:
     """A killed retry goes on, and comes to the bytes and the ledger of one that wasn't."""
     rng = random.Random(5)

@@ -208,6 +208,7 @@ def test_alphas_lie_between_the_smallest_and_the_best_model():
 # ---- advice -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_advice_is_the_cheapest_setting_that_keeps_the_promise():
     table = make_table(150)
     config = SimulateConfig(
@@ -357,6 +358,7 @@ def test_mistakes_are_told_in_one_line(table_file, arguments, code, message):
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_papers_evidence_is_one_command(table_file, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.research.evidence.SWEPT_V", (0.1, 10.0))
     folder = tmp_path / "evidence"

@@ -94,6 +94,8 @@ def test_a_field_that_is_renamed_or_dropped_is_refused_in_every_part(predictor: 
     kept = learnt(predictor)
     tried = 0
     for path in paths(kept):
+        if predictor != "ridge" and path[:1] != ("predictor",):
+            continue  # the same parts whatever predicts
         part = at(kept, path)
         for name in part.arrays:
             one = changed(kept, path, lambda p, n=name: replace(p, arrays=without(p.arrays, n)))
@@ -122,7 +124,7 @@ def test_a_field_that_is_renamed_or_dropped_is_refused_in_every_part(predictor: 
                 continue
             one = changed(kept, path, lambda p, n=name: replace(p, parts=without(p.parts, n)))
             refused(predictor, one, f"lacks the part {name}")
-    assert tried > 40
+    assert tried > (40 if predictor == "ridge" else 1)
 
 
 def test_another_predictor_s_part_is_refused() -> None:

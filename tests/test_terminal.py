@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from fake_models import requests, write_joules, write_zoo
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow
 
 from messcli.cli import main
 from messcli.cli.terminal import visible
@@ -282,7 +283,7 @@ def long_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("number", "code"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130), slow(signal.SIGKILL, -9)]
 )
 def test_a_signal_ends_simulates_workers(folder: Path, long_table: Path, number: int, code: int) -> None:
     simulate = ("simulate", str(long_table), "--alpha", "0.5", "--order-seeds", "40", "--jobs", "2", "-q")

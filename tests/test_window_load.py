@@ -222,6 +222,7 @@ def job(seed: int, *, unaware: bool = False) -> tuple[float, float, list[list[in
     return source.joules, accuracy / ROWS, windows
 
 
+@pytest.mark.slow
 def test_windows_leave_models_out_and_the_job_takes_less() -> None:
     aware = [job(seed) for seed in range(4)]
     unaware = [job(seed, unaware=True) for seed in range(4)]
