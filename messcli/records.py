@@ -178,7 +178,8 @@ class Outcome:
     running: float | None = (
         None  # requests that ran at a time, itself included: the harmonic mean over its tokens
     )
-    worth: float | None = None  # joules that decisions take it for, where they save something else
+    # Joules that decisions take it for, where they save something else or know of other loads
+    worth: float | None = None
     unscored: str | None = None  # why the metric gave no accuracy; the answer itself stands
     confidence: Mapping[str, float] | None = None  # as of `Generation`; a recorded one may hold `mean` alone
     checks: Mapping[str, Check] | None = None  # by the larger model's name: what it says, or would say

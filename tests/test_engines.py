@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from messcli.cli import main
 from messcli.energy.load import CostModel, StepPoint, fitted
@@ -18,6 +20,7 @@ from messcli.routing.setup import Setup
 from messcli.simulation import SimulateConfig, simulate
 from messcli.simulation.advice import advise
 from messcli.simulation.engines import Asked, at_full_load, engines_of, in_one_go, play
+from messcli.simulation.lane import together
 from messcli.simulation.results import lines
 from messcli.simulation.table import read_table
 
@@ -131,6 +134,29 @@ def test_by_hand() -> None:
     assert played.seconds == pytest.approx(10 * 0.2 + 20 * 0.1 + 5 * 0.1)
     assert played.joules == pytest.approx(3 * 1.0 + 10 * 5 + 20 * 4 + 5 * 4 + 7.0 * 4.5)
     assert played.running == pytest.approx(((2 * 2.0 + 2.5) / 4.5, 0.0))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=40),
+    st.sampled_from(COSTS),
+)
+def test_what_answers_take_adds_up_to_what_the_engine_takes(
+    tokens: list[tuple[int, int]], cost: CostModel
+) -> None:
+    took = together(cost, tokens)
+    played = play(in_one_go([0] * len(tokens)), [[pair] for pair in tokens], [replace(cost, idle_watts=0.0)])
+    assert math.fsum(one.joules for one in took) == pytest.approx(played.joules)
+    assert all(1.0 - 1e-9 <= one.running <= min(CAP, len(tokens)) + 1e-9 for one in took)
+
+
+def test_what_each_answer_takes_by_hand() -> None:
+    """10 and 30 tokens side by side: the second one is alone for 20 of its steps."""
+    one, two = (StepPoint(1, 4.0, 0.1), StepPoint(2, 5.0, 0.2))
+    first, second = together(fitted([one, two], joules_per_prompt_token=0.01), [(100, 10), (0, 30)])
+    assert first.joules == pytest.approx(1.0 + 10 * 5 / 2)
+    assert first.running == pytest.approx(2.0)
+    assert second.joules == pytest.approx(10 * 5 / 2 + 20 * 4)
+    assert second.running == pytest.approx(30 / (10 / 2 + 20 / 1))
 
 
 def test_reading_prompts_holds_the_steps_up() -> None:
@@ -296,6 +322,20 @@ def test_joules_are_those_of_full_engines(table_path: Path, tmp_path: Path) -> N
     full = sum(tokens) / 150 * 9 * (4 / 64 + 0.1) + 20 * 2e9 * 9 * 600 / 4e14
     assert row["billed_joules"] == pytest.approx(full)
     assert row["in_load"]["joules"] > full  # window 1: one at a time
+
+
+def test_a_run_decides_by_what_was_read_in_load(table_path: Path, tmp_path: Path) -> None:
+    table = read_table(str(table_path))
+    engines = engines_of(
+        table, engines_file(tmp_path, entry("small", 1), entry("medium", 2), entry("large", 9)), {}
+    )
+    priced = at_full_load(table, engines)
+    requests = priced.requests[:9]
+    (answers,) = priced.source.answers([(request, (0,)) for request in requests])
+    outcomes = [outcome for _, _, outcome in answers]
+    assert [one.joules for one in outcomes] == [priced.outcomes[r.id]["small"].joules for r in requests]
+    took = together(engines.costs[0], [(one.prompt_tokens, one.output_tokens) for one in outcomes])
+    assert [(one.worth, one.running) for one in outcomes] == [(one.joules, one.running) for one in took]
 
 
 def test_a_trace_is_of_one_run(table_path: Path, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ class JoulesPredictor(Regression):
             self.version += 1
 
     def expect(self, scale: Array) -> None:
-        """Predict so many times what is read of each model: it was read at other loads than are to come. `scale` is no
-        part of `state`: who knows loads keeps it."""
+        """Predict so many times what was learnt of each model: it was learnt when less was known of loads. `scale` is
+        no part of `state`: who knows loads keeps it."""
         self.scale = scale
         self.version += 1
 

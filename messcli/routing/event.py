@@ -30,8 +30,9 @@ class Event:
     check_joules: Mapping[str, float] | None = None  # of larger models that read answers: the same
     judged: float = 0.0  # joules of judging its answers
     faults: Mapping[str, Fault] | None = None  # of models that failed, by model; None where none did
-    # Requests that ran at a time, by model; None where nothing is known
+    # Requests that ran at a time, by model, and tokens that it wrote then; None where nothing is known
     running: Mapping[str, float] | None = None
+    tokens: Mapping[str, int] | None = None
 
     def dumps(self) -> bytes:
         """As JSON; NaN becomes null. Floats come back exactly."""

@@ -103,6 +103,8 @@ class Learnt:
         for name, owner in owners.items():
             if owner is None or name not in earlier.part.parts:
                 continue
+            if owner is self.joules and not self._knows_loads_of(earlier.part):
+                continue
             kept = earlier.part.find(name, like=owner.state())
             if kept is None or space is None:
                 raise StateError(
@@ -115,6 +117,10 @@ class Learnt:
         self._take_up_loads(earlier.part)
         if earlier.part.parts["recent"].tuning == self._latest.state().tuning:
             self._latest.load(earlier.part.parts["recent"])
+
+    def _knows_loads_of(self, part: Part) -> bool:
+        """Whether its joules can be gone on with: an earlier version learnt them as they were read at its loads."""
+        return "loads" not in part.parts or part.find("loads", like=self.loads.state()) is not None
 
     def _take_up_loads(self, part: Part | None) -> None:
         """Those that the joules of `part` were read at; None: these are learnt anew."""
@@ -206,14 +212,17 @@ class Learnt:
             for one in self._in_space:
                 one.learn_again(texts)
         read = _of_asking(event)
+        if event.running:
+            running, tokens = (
+                [(of or {}).get(str(m), math.nan) for m in range(self._models)]
+                for of in (event.running, event.tokens)
+            )
+            read = read * self.loads.settle(event.joules, running, tokens)
         if not np.isnan(read).all():
             self.joules.learn_one(self.joules.encode(event.text), read)
         self._learn_accuracies(event)
         if self._remembers:
             self._latest.add(event.text, event.decision)
-        if event.running:
-            running = [event.running.get(str(m), math.nan) for m in range(self._models)]
-            self.loads.settle(event.joules, running)
 
     def _learn_accuracies(self, event: Event) -> None:
         accuracies = _of_prompt(event, audited=self._audited)
@@ -298,6 +307,8 @@ class Learnt:
             self.space.load(space)
         for name, owner in (("predictor", self.predictor), ("joules", self.joules)):
             kept = part.find(name, like=own[name])
+            if owner is self.joules and not self._knows_loads_of(part):
+                kept = None
             if kept is None or (space is None and owner in self._in_space):
                 anew.append(name)
             else:

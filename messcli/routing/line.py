@@ -209,6 +209,12 @@ def event_of(
         judged=judged,
         faults={str(m): one.fault or "model" for m, one in outcomes.items() if one.error is not None} or None,
         running={str(m): one.running for m, one in outcomes.items() if one.running is not None} or None,
+        tokens={
+            str(m): one.output_tokens
+            for m, one in outcomes.items()
+            if one.running is not None and one.output_tokens is not None
+        }
+        or None,
     )
 
 

@@ -8,12 +8,10 @@ Knows traces, token counts and cost models; knows nothing of policies or of how 
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import random
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +22,7 @@ from messcli.calibration.file import FORMATS, load_calibration
 from messcli.energy.load import CostModel, Engine, load_json, read_engines
 from messcli.errors import EnginesError, OutcomesError, UsageError
 from messcli.routing.policy import cheapest_mix
+from messcli.simulation.lane import Lane
 from messcli.simulation.table import OutcomeTable
 
 Tokens = Sequence[tuple[int, int]]  # prompt and output tokens of a request, by model
@@ -68,62 +67,6 @@ class Played:
 # ---- the player ----------------------------------------------------------------------------------
 
 
-class _Lane:
-    """One engine under way: what runs on it and what waits. Time is in seconds, progress in steps."""
-
-    def __init__(self, cost: CostModel) -> None:
-        self.cost = cost
-        # no request: no step
-        loads = range(1, cost.most_running + 1)
-        self.step_joules = [0.0, *map(cost.step_joules, loads)]
-        self.step_seconds = [math.inf, *map(cost.step_seconds, loads)]
-        self.waiting: deque[tuple[int, int, int]] = deque()  # line of the trace, prompt and output tokens
-        self.running: list[tuple[float, int]] = []  # heap: the step at which an answer ends, and its line
-        self.steps = 0.0
-        self.until = (
-            0.0  # seconds up to which everything below is counted; later than now while a prompt is read
-        )
-        self.joules = self.busy = self.work = 0.0
-
-    def advance(self, now: float) -> None:
-        """Run on to `now`; nothing ends before."""
-        running = len(self.running)
-        if now > self.until:
-            if running:
-                seconds = now - self.until
-                steps = seconds / self.step_seconds[running]
-                self.steps += steps
-                self.joules += steps * self.step_joules[running]
-                self.busy += seconds
-                self.work += running * seconds
-            self.until = now
-
-    def start(self) -> None:
-        """Take in what waits, as far as there is room."""
-        while self.waiting and len(self.running) < self.cost.most_running:
-            place, prompt_tokens, output_tokens = self.waiting.popleft()
-            self.joules += prompt_tokens * self.cost.joules_per_prompt_token
-            reading = prompt_tokens * self.cost.seconds_per_prompt_token
-            self.until += reading
-            self.busy += reading
-            self.work += (len(self.running) + 1) * reading
-            # an answer without tokens has taken a step too
-            heapq.heappush(self.running, (self.steps + max(1, output_tokens), place))
-
-    @property
-    def next_end(self) -> float:
-        """When the next request ends; inf without any."""
-        if not self.running:
-            return math.inf
-        return self.until + (self.running[0][0] - self.steps) * self.step_seconds[len(self.running)]
-
-    def ended(self) -> Iterator[int]:
-        """Lines whose answers end now, the next one at least: it is what `advance` was called for."""
-        self.steps = max(self.steps, self.running[0][0])
-        while self.running and self.running[0][0] <= self.steps + 1e-9 * (1.0 + self.steps):
-            yield heapq.heappop(self.running)[1]
-
-
 def play(trace: Sequence[Asked], tokens: Sequence[Tokens], costs: Sequence[CostModel]) -> Played:
     """Play a run through engines. Event-driven: an event is the end of an answer.
 
@@ -135,7 +78,7 @@ def play(trace: Sequence[Asked], tokens: Sequence[Tokens], costs: Sequence[CostM
     Raises:
         ValueError: a trace in which a request waits for itself.
     """
-    lanes = [_Lane(cost) for cost in costs]
+    lanes = [Lane(cost) for cost in costs]
     left = [0] * len(trace)  # models of the present stage that haven't answered
     stage = [0] * len(trace)
     settled = admitted = 0
@@ -285,7 +228,7 @@ def engines_of(table: OutcomeTable, path: Path, pairs: Mapping[str, str]) -> Eng
 
 
 def at_full_load(table: OutcomeTable, engines: Engines) -> OutcomeTable:
-    """The table with the joules that its answers take on `engines` at full load."""
+    """The table with the joules that its answers take on `engines` at full load, decided by those in load."""
     outcomes = {}
     for request, row in zip(table.requests, engines.tokens, strict=True):
         known = table.outcomes[request.id]
@@ -293,7 +236,7 @@ def at_full_load(table: OutcomeTable, engines: Engines) -> OutcomeTable:
             name: replace(known[name], joules=cost.joules_at_full_load(*lengths))
             for name, cost, lengths in zip(table.names, engines.costs, row, strict=True)
         }
-    return replace(table, outcomes=outcomes)
+    return replace(table, outcomes=outcomes, engines=engines.costs)
 
 
 # ---- which engine stands for which model ---------------------------------------------------------

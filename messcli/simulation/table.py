@@ -21,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from messcli.amounts import MOST, is_amount
+from messcli.energy.load import CostModel
 from messcli.errors import InputError, OutcomesError, first_line, shown
 from messcli.files.requests import STDIN, open_input
 from messcli.jsonl import BadLine, TornFile, objects
 from messcli.metrics import Metric
 from messcli.records import Check, Outcome, Request
 from messcli.routing.source import Recorded
+from messcli.simulation.lane import OnEngines
 
 # Weights of a prompt's token and of one that is written: the ratio of 1 to 25 that the modelled tables have
 READ, WRITTEN = 0.002, 0.05
@@ -42,10 +44,13 @@ class OutcomeTable:
     requests: tuple[Request, ...]
     outcomes: Mapping[str | int, Mapping[str, Outcome]]  # request id -> model -> outcome
     left_out: int = 0  # incomplete requests that were asked to be left out
+    engines: tuple[CostModel, ...] | None = None  # that the models run on; None: each request runs alone
 
     @property
     def source(self) -> Recorded:
         """The table in place of live models."""
+        if self.engines is not None:
+            return OnEngines(self.names, self.outcomes, self._checkers, self.engines)
         return Recorded(self.names, self.outcomes, self._checkers)
 
     @cached_property
