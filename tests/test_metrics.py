@@ -196,7 +196,8 @@ NUMBERS = [
     ("#### 42\n\nQuestion: 7 + 1?", "42", 1, 0),  # lm-eval's strict-match reads ####, the flexible one doesn't
     ("\\boxed{8} as in step 3", "8", 1, 0),  # as hendrycks_math
     ("72.0", "72", 1, 0), ("072", "72", 1, 0), ("1/2", "0.5", 1, 0), ("\\boxed{\\frac{3}{4}}", "0.75", 1, 0),
-    ("1 1/2 cups", "1.5", 1, 0), ("10-3", "3", 1, 0), ("1.234,5", "1234.5", 1, 0), ("1.234.567", "1234567", 1, 0),
+    ("1 1/2 cups", "1.5", 1, 0), ("½ cup", "0.5", 1, 0), ("3½", "3.5", 1, 0), ("⅔", "2/3", 1, 0),
+    ("10-3", "3", 1, 0), ("1.234,5", "1234.5", 1, 0), ("1.234.567", "1234567", 1, 0),
     ("1\u202f000", "1000", 1, 0), ("1’000", "1000", 1, 0), ("1,5", "1.5", 1, 0), ("1,5", "15", 0, 1),
     ("−5", "-5", 1, 0),
     ("-$5", "-5", 1, 1), ("2e3", "2000", 1, 0), ("٧٢", "72", 1, 0), ("on 1/2/2026", "2026", 1, 1),
@@ -405,6 +406,7 @@ CLEARLY_C = [
     "C is correct.", "C is the correct answer.", "Therefore, C is right.", "C, because it is red.",
     "The correct one is C.", "It must be C.", "Answer - C", "So it's C.", "C is the best answer.",
     "C is the answer.", "That leaves C.", "The most likely answer is C", "A is wrong. C is correct.",
+    "Not A or B, so C", "A and B are out. Hence, C.", "I'd say C.", "Correct: C", "A and B look right, but C is best.",
     # German
     "Antwort: C", "Die Antwort ist C.", "C ist richtig.", "Die richtige Antwort lautet C", "Richtig ist C.",
     "C ist die richtige Antwort", "Lösung: C", "Ich wähle C.", "C, weil es rot ist",
@@ -414,6 +416,11 @@ CLEARLY_C = [
     # French
     "La réponse est C.", "Réponse : C", "La bonne réponse est C.", "C est la bonne réponse", "C'est C.",
     "La réponse correcte est la C", "C est correct",
+    # Italian and Portuguese
+    "La risposta è C.", "La risposta corretta è la C", "C è corretta.", "Risposta: C", "Scelgo C.",
+    "È falso, quindi C.",
+    "A resposta é C.", "A resposta correta é a C", "A alternativa correta é C.", "C é a resposta correta",
+    "Resposta: C",
     # Russian
     "Ответ: C", "Правильный ответ: C", "Правильный ответ — C.", "Ответ C", "C — правильный ответ", "C верно",
     # Chinese, in both scripts
@@ -427,7 +434,7 @@ CLEARLY_C = [
 
 
 @pytest.mark.parametrize("output", CLEARLY_C)
-def test_choice_reads_plain_answers_in_nine_languages(output):
+def test_choice_reads_plain_answers_in_eleven_languages(output):
     assert chosen_letters(output) == {"C"}
     assert ANY["choice"](output, ["C"]) == 1.0
     assert ANY["choice"](output, ["B"]) == 0.0
@@ -437,7 +444,9 @@ def test_choice_reads_plain_answers_in_nine_languages(output):
     "output",
     [
         "C is not correct.", "C is wrong.", "A correct answer needs thought.", "It is C major.", "It can be C or D.",
-        "Die Antwort ist nicht C.", "C ist falsch.", "La respuesta no es C.", "La réponse n'est pas C.",
+        "Die Antwort ist nicht C.", "C ist falsch.", "La respuesta no es C.", "La risposta non è C",
+        "A resposta não é C",
+        "so C is wrong", "C, so to speak, is a letter", "La réponse n'est pas C.",
         "Ответ: не C", "答案不是C", "C不正确", "C不是正确答案", "정답은 C가 아니다", "정답은 C가 아닙니다",
         "答えはCではない", "答えはCじゃない", "C is correct, D is correct", "Vitamin C is good for you",
         "Is C the answer?",
@@ -451,7 +460,7 @@ def test_choice_takes_no_denied_or_doubtful_letter(output):
 HOSTILE = [
     "final ", "answer is ", "option ", "the correct answer is ", "答案是", "C, ", "C or ", "\\boxed{", "(", " ", "\n",
     "a b\n", "9", "1 ", "1,", "1/", "1.", "$", "-", "\\frac{1", "<think>", "</think>", "<a", "#### ", "&quot;", "a ",
-    "C is the best ", "it is ", "ы ", "गी", "\u0301", "e9", "'", "1'000",
+    "C is the best ", "it is ", "so ", "so, ", "risposta è ", "correct: ", "ы ", "गी", "\u0301", "e9", "'", "1'000",
 ]  # fmt: skip
 MEGABYTE = 1_000_000
 

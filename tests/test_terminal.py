@@ -321,3 +321,14 @@ def test_ctrl_c_at_any_moment_is_one_line(folder: Path, long_table: Path) -> Non
             assert process.returncode in (0, 130, -2, 1)
             if process.returncode == 130:
                 assert len(err.splitlines()) <= 2, err
+
+
+@pytest.mark.parametrize("option", ["--state", "--zoo", "--metric", "-o", "--state=", ""])
+def test_an_empty_value_is_told_for_what_it_mostly_is(folder: Path, option: str) -> None:
+    """`--zoo "$ZOO"` with a variable that isn't set would route over the bundled zoo."""
+    args = [option] if option.endswith("=") else [option, ""] if option else [""]
+    ended = CliRunner().invoke(main, ["route", "in.jsonl", *args])
+    assert ended.exit_code == 2
+    assert ended.stderr.splitlines()[-1] == (
+        f"Error: {option.rstrip('=') or 'an argument'} is empty: perhaps a variable of the shell isn't set"
+    )

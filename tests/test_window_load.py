@@ -17,11 +17,11 @@ from messcli.errors import StateError
 from messcli.models.billing import mean_running
 from messcli.predict.base import create_predictor
 from messcli.predict.joules import JoulesPredictor
-from messcli.records import Answer, Asked, Outcome
+from messcli.records import Answer, Asked, Decision, Outcome
 from messcli.routing import load
 from messcli.routing.auto import Auto
 from messcli.routing.controller import Controller
-from messcli.routing.deciding import Settings
+from messcli.routing.deciding import Settings, at_their_loads
 from messcli.routing.knowledge import Knowledge
 from messcli.routing.line import Chunk, Settled
 from messcli.routing.load import Share
@@ -285,6 +285,25 @@ def test_joules_are_told_as_the_share_will_pay_them() -> None:
                 read_joules.append(outcome.joules or 0.0)
     assert len(told) > ROWS // 4
     assert sum(told) == pytest.approx(sum(read_joules), rel=0.2)
+
+
+def test_a_larger_model_is_looked_for_at_the_joules_that_prices_were_solved_with() -> None:
+    """At the load of the few requests that it is given at first, no answer would ever be worth asking it."""
+    shares = [Share(steps=100.0, own=1.0, room=100.0), Share(steps=1000.0, own=10.0, room=100.0)]
+    small = Decision(
+        1,
+        0,
+        (0,),
+        explored=False,
+        estimates=(0.5, 0.9),
+        joules_predicted=(2.0, 20.0),
+        owed=False,
+        larger=(1,),
+    )
+    both = replace(small, asked=(0, 1), model=1)
+    told = [decision.joules_predicted for decision in at_their_loads([*[small] * 49, both], shares)]
+    assert told[0] == pytest.approx((2.0 * 3.0 / 2.0, 20.0))
+    assert told[-1] == pytest.approx((2.0 * 3.0 / 2.0, 20.0 * 1010.0 / 20.0))
 
 
 def test_a_table_without_loads_decides_as_ever() -> None:

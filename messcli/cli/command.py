@@ -56,6 +56,18 @@ class Command(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *([_HELP_ALL] if self.common else [])]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, value in zip(["", *args], args, strict=False):
+            option, _, given = value.partition("=")
+            if not value:
+                option = before if before.startswith("-") else ""
+            elif not option.startswith("--") or "=" not in value or given:
+                continue
+            if option != "--period":  # "" is the period of runs that name none
+                what = option or "an argument"
+                raise click.UsageError(f"{what} is empty: perhaps a variable of the shell isn't set", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         with obeyed_sigterm(Interrupted), reserved_output():
             return super().invoke(ctx)

@@ -77,6 +77,7 @@ _NUMBER = re.compile(
     r"(?:\\[dt]?frac\{\s?(?P<above>\d+)\s?\}\{\s?(?P<below>\d+)\s?\}"
     rf"|(?:(?P<whole>\d+)\s(?=\d+\s?[/⁄]))?(?P<first>{_PLAIN})(?P<others>(?:\s?[/⁄]\s?\d+)*))"
 )
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # ½ and its like: one character each
 
 
 def number() -> Metric:
@@ -104,6 +105,7 @@ def last_number(text: str) -> Fraction | None:
     A comma or a point before groups of three digits separates thousands where that is the only reading or the
     English one: 1,000 and 1.000.000 are whole, 1.000 and 1,5 have decimals.
     """
+    text = _VULGAR.sub(lambda one: f" {unicodedata.normalize('NFKC', one[0])}", text)
     marked = _NUMBER.search(text, text.rfind("####") + 4) if "####" in text else None
     if marked is not None:
         return _value(marked)

@@ -43,6 +43,7 @@ _ADJECTIVE = _any(
     "final correct right best my only most_likely "
     "richtige korrekte beste meine richtig korrekt "
     "correcta final mi mejor única bonne meilleure ma correcte juste "
+    "corretta esatta giusta migliore mia correta certa melhor minha "
     "правильный верный мой окончательный"
 )
 _HEAD = _any(
@@ -50,29 +51,32 @@ _HEAD = _any(
     "antwort lösung auswahl antwortmöglichkeit buchstabe "
     "respuesta opción opcion solución alternativa letra resposta "
     "réponse reponse choix lettre "
+    "risposta opzione scelta soluzione opção opcao solução alternativa escolha "
     "ответ вариант вариант_ответа буква"
 )
 _IS = _any(
     "is was would_be should_be must_be will_be ist wäre lautet ist_also es sería debe_ser est serait doit_être "
-    "является это будет é"
+    "является это будет è é é_a sarebbe seria será"
 )
 _FILLER = _any(
     "clearly therefore thus definitely option choice letter answer die_antwort antwort option buchstabe also "
     "la_opción opción la_letra la la_réponse l'option le_choix вариант буква под_буквой"
 )
 _CHOOSE = _any(
-    "choose pick select chose go_with answer_with leaves leaving wähle nehme tippe_auf elijo escojo selecciono "
-    "choisis opte_pour выбираю"
+    "choose pick select chose go_with answer_with say leaves leaving wähle nehme tippe_auf elijo escojo selecciono "
+    "choisis opte_pour scelgo escolho выбираю"
 )
 _SUBJECT = _any("it this that das es esto eso c'est ce_sera ça это")
 _SUBJECT_IS = _any(
     "is must_be should_be would_be has_to_be can_only_be will_be muss ist es debe_ser tiene_que_ser est doit_être"
 )
-_RIGHT = _any("correct right richtig korrekt correcta correcto correcte exact exacte")
+_RIGHT = _any(
+    "correct right best richtig korrekt correcta correcto correcte exact exacte corretta giusta correta certa"
+)
 _BEST = _any("only best most_likely correct right richtige korrekte bonne mejor")
 _VERDICT = (
-    rf"(?:is|ist|es|est)\s(?:(?:{_RIGHT})\b|(?:the|die|la)\s(?:(?:{_BEST})\s){{1,2}}(?:{_HEAD}|one)\b"
-    r"|(?:the|die|la|my|mi|ma|meine)\s(?:answer|antwort|respuesta|réponse)\b)"
+    rf"(?:is|ist|es|est|è|é)\s(?:(?:{_RIGHT})\b|(?:the|die|la)\s(?:(?:{_BEST})\s){{1,2}}(?:{_HEAD}|one)\b"
+    r"|(?:the|die|la|a|my|mi|ma|meine)\s(?:answer|antwort|respuesta|réponse|risposta|resposta)\b)"
     r"|(?:(?:является|это|[-–—])\s)?(?:правильн|верн)(?:ый|ая|о|а|ым|ен)?\b"
 )
 # in scripts without word boundaries
@@ -91,12 +95,14 @@ _CUED = re.compile(
     rf"(?:\s(?:{_FILLER})\b){{0,3}}\s?(?:[:=]|[-–—](?=\s))?\s?(?:(?:{_FILLER})\s)?"
     rf"|\b(?:(?:{_ADJECTIVE})\s){{1,3}}one\s(?:{_IS})\s"
     rf"|\b(?:richtig|korrekt|correct|right|correcto)\s(?:ist|is|es)\s(?:(?:{_FILLER})\s)?"
+    rf"|\b(?:{_ADJECTIVE})\s?:\s?"
     rf"|\b(?:{_CHOOSE})\s(?:only\s)?(?:(?:{_FILLER})\s){{0,2}})"
     rf"|(?:{_CJK_HEAD})\s?(?:{_CJK_IS})?\s?[:=]?\s?){_LETTER}{_NOT_DENIED}({_SEVERAL}{{0,9}})"
 )
-# "It must be C.": the letter has to end there, for "it is a dog" and "it is C major" name no option
+_SO = _any("so thus hence therefore also deshalb daher donc entonces quindi dunque então logo значит поэтому")
+# "It must be C.", "so C.": the letter has to end there, for "it is a dog" and "it is C major" name no option
 _POINTED = re.compile(
-    rf"(?i:\b(?:(?:{_SUBJECT})(?:['’]s|\s(?:{_SUBJECT_IS}))|c['’]est)\s(?:(?:{_FILLER})\s)?)([A-J])(?=\s?(?:$|[\n.,;:!?)]))"
+    rf"(?i:\b(?:(?:{_SUBJECT})(?:['’]s|\s(?:{_SUBJECT_IS}))|c['’]est|(?:{_SO}),?)\s(?:(?:{_FILLER})\s)?)([A-J])(?=\s?(?:$|[\n.,;:!?)]))"
 )
 _JUDGED = re.compile(rf"(?<![\w'’])([A-J])(?:\s(?i:{_VERDICT})|\s?(?:{_CJK_VERDICT}))")
 _LINE_START = re.compile(
@@ -116,8 +122,8 @@ def choice() -> Metric:
 
     A reference is "B", "(B)", "B. text" or an option's bare text. An output that names several options, or
     none, scores 0. What an answer sentence names ("the answer is B", "B is correct", in English, German,
-    Spanish, French, Russian, Chinese, Korean or Japanese) wins over letters elsewhere, and a letter over a
-    text.
+    Spanish, French, Italian, Portuguese, Russian, Chinese, Korean or Japanese) wins over letters elsewhere, and
+    a letter over a text.
     """
 
     def score(output: str, references: Sequence[str]) -> float:

@@ -118,7 +118,7 @@ class Decider:
             return decisions
         if all((request.plan or DEFAULT_PLAN) in aims for request in requests):
             decisions = self._awake(window, decisions, aims, shares)
-        return _at_their_loads(decisions, shares)
+        return at_their_loads(decisions, shares)
 
     def _aims(self, window: _Window, awake: Collection[int]) -> Mapping[str, Solution]:
         """By plan: the price of this window, where its size was found by the policy, on its own prompts."""
@@ -317,8 +317,12 @@ class Decider:
         return replace(looked, asked=tuple(sorted({*decision.asked, larger})), added=larger)
 
 
-def _at_their_loads(decisions: Sequence[Decision], shares: Sequence[Share]) -> list[Decision]:
-    """With the joules that are expected of each model's share of the window, instead of those on full engines."""
+def at_their_loads(decisions: Sequence[Decision], shares: Sequence[Share]) -> list[Decision]:
+    """With the joules that are expected of each asked model's share of the window, instead of those on full engines.
+
+    Models that may be asked later, because of an answer, stay at full engines: prices were solved for these, and how
+    many they will get isn't known.
+    """
     given = Counter(m for decision in decisions for m in decision.asked)
     times = [share.of(given[m]) / share.full for m, share in enumerate(shares)]
     return [
@@ -327,7 +331,7 @@ def _at_their_loads(decisions: Sequence[Decision], shares: Sequence[Share]) -> l
         else replace(
             decision,
             joules_predicted=tuple(
-                e * more for e, more in zip(decision.joules_predicted, times, strict=True)
+                e * times[m] if m in decision.asked else e for m, e in enumerate(decision.joules_predicted)
             ),
         )
         for decision in decisions
