@@ -672,6 +672,13 @@ def test_places_that_do_not_work(job: Job, args: list[str], status: int, expecte
     assert expected in error_of(job.route(*args, status=status))
 
 
+@pytest.mark.parametrize("args", [["loop"], ["-o", "loop"], ["--state", "loop"], ["--zoo", "loop"]])
+def test_a_link_to_itself_is_one_line(job: Job, args: list[str]) -> None:
+    job.write(requests(3))
+    (job.folder / "loop").symlink_to("loop")
+    assert "loop: " in error_of(job.route(*args, status=1))
+
+
 @pytest.mark.parametrize(
     "args",
     [["none.jsonl"], ["-o", "out.jsonl.zst"], ["-o", ""], ["--zoo", "none.toml"], ["--state", "in.jsonl"]],

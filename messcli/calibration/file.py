@@ -383,7 +383,7 @@ def places(zoo: Zoo) -> list[Path]:
 
 def default_path(zoo: Zoo) -> Path:
     """Where a new calibration goes: beside the zoo file, unless that is ours or can't be written."""
-    if zoo.path is None or zoo.path.resolve() == BUNDLED_ZOO.resolve():
+    if zoo.path is None or os.path.realpath(zoo.path) == os.path.realpath(BUNDLED_ZOO):
         return Path(FILE_NAME)
     folder = zoo.path.parent
     return folder / FILE_NAME if os.access(folder, os.W_OK) else Path(FILE_NAME)

@@ -5,6 +5,7 @@ Looks only: loads no model, changes no file, and asks nobody on the network but 
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import sqlite3
@@ -281,7 +282,7 @@ def _state(config: DoctorConfig) -> Iterator[Finding]:
     try:
         if not path.is_file():
             raise MessError(f"{path}: no such file. A first run makes it")
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        with closing(sqlite3.connect(f"{Path(os.path.realpath(path)).as_uri()}?mode=ro", uri=True)) as db:
             if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise MessError(f"{path}: is no state of messcli. Name another")
             version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -6,6 +6,7 @@ Knows what decides and what is kept of it; knows nothing of models, rows or the 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -116,7 +117,7 @@ def _counted_horizon(state: State, source: str, total: int | None, period: str, 
         return None
     this = {"period": period}
     if (head := _head(source)) is not None:
-        this |= {"path": str(Path(source).resolve()), "head": head}
+        this |= {"path": os.path.realpath(source), "head": head}
     known = state.database.meta("input") or {}
     before = known.get("before", requests)
     if {**known, **this} != known or before + total < requests:  # another input, or another content of it

@@ -6,6 +6,7 @@ Knows files and signals; prints nothing: it tells its caller, who has the termin
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -277,7 +278,7 @@ def _check(config: RouteConfig) -> None:
             raise UsageError(
                 f"--rename {name}={new}: no column {name}. Columns are {', '.join(ROW_FIELDS + STAGE_FIELDS)}, error"
             )
-    if config.output != STDOUT and Path(config.input).resolve() == Path(config.output).resolve():
+    if config.output != STDOUT and os.path.realpath(config.input) == os.path.realpath(config.output):
         raise UsageError(
             f"{config.output}: is both the output and the input. Give the rows a file of their own"
         )

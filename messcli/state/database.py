@@ -7,6 +7,7 @@ is promised.
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import time
@@ -450,7 +451,7 @@ def looking_into(path: Path) -> Iterator[sqlite3.Connection]:
             isn't as it must be.
     """
     # With no writer there is no write-ahead log either, and `immutable` keeps SQLite from leaving an empty one behind.
-    file = path.resolve()
+    file = Path(os.path.realpath(path))
     quiet = "" if file.with_name(file.name + "-wal").exists() else "&immutable=1"
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro{quiet}", uri=True)) as db:

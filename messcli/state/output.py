@@ -127,7 +127,7 @@ class Output:
         state = self._database.path
         if output == STDOUT or state is None:
             return output
-        path, state = Path(output).resolve(), state.resolve()
+        path, state = (Path(os.path.realpath(one)) for one in (output, state))  # no error in a loop
         if path in (state, *(state.with_name(state.name + end) for end in (".lock", "-wal", "-shm"))):
             raise UsageError(f"{output}: is the state's own file. Give the output another name")
         return os.path.relpath(path, state.parent)
@@ -256,7 +256,7 @@ class Output:
         """
         if not self._database.scalar("SELECT count(*) FROM mended WHERE output = ?", self._name):
             return
-        path = Path(self._output).resolve()
+        path = Path(os.path.realpath(self._output))
         beside = _beside(path)
         if not self._anew and beside.exists():
             raise StateError(f"{beside}: is in the way of writing {path.name} anew. Move it away")
@@ -318,7 +318,7 @@ class Output:
         """End what a crash left of writing the file anew."""
         if output == STDOUT or not self._anew:
             return
-        path = Path(output).resolve()
+        path = Path(os.path.realpath(output))
         with self._database.faults(output):
             if self._anew == 2 and _beside(path).exists():
                 os.replace(_beside(path), path)  # noqa: PTH105  # as above
