@@ -141,10 +141,29 @@ def test_metrics_of_words_know_every_script(name, language):
         ("bleu1", "是北京。", "北京是。", 1.0),
         ("bleu1", "भारत।", "भारत ।", 1.0),
         ("bleu1", "กา", "กา", 1.0),
+        ("bleu1", "ቤት።", "ቤት ።", 1.0),
+        ("rouge1", "DIE STRASSE", "die Straße", 1.0),
+        ("rougeL", "istanbul", "İstanbul", 1.0),
+        ("rouge1", "ΟΔΟΣ", "οδος", 1.0),
+        ("rouge1", "ԵՐԵՒԱՆ", "Երևան", 1.0),
+        ("rougeL", "😀🎉", "😀🎉", 1.0),  # a text without a word is its characters
+        ("rouge1", "👍🏽", "👍🏽 🎉", 2 * 1 * (1 / 2) / (1 + 1 / 2)),
+        ("rouge1", "great 😀", "great 🎉", 1.0),  # as rouge_score
+        ("rouge1", "∑", "∏", 0.0),
     ],
 )
 def test_words_by_script(name, output, reference, expected):
     assert ANY[name](output, [reference]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["bleu1", "rouge1", "rougeL", "chrf"])
+@pytest.mark.parametrize(
+    "text", ["서울은 수도입니다!", "Hà Nội là thủ đô", "İstanbul", "اسلام آباد کا ۓ", "අගනුවරයි ශ්‍රී"]
+)
+def test_composed_and_decomposed_text_is_the_same_text(name, text):
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", text)
+        assert ANY[name](unicodedata.normalize(form, text), [other]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("tokenizer", ["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab"])
@@ -203,6 +222,16 @@ NUMBERS = [
     ("version 1.2.3", "3", 1, 0),
     ("50%", "50", 1, 1), ("1/0", "0", 0, 1), ("nothing", "none", 0, 0), ("None.", "none", 1, 0), (".5", "0.5", 1, 0),
     ("9" * 5000, "9" * 5000, 1, 1),
+    ("½", "0.5", 1, 0), ("3½ cups", "3.5", 1, 0), ("-¾", "-0.75", 1, 0), ("2\\frac{1}{2}", "2.5", 1, 0),
+    ("\\frac34", "0.75", 1, 0), ("\\frac{-3}{4}", "-3/4", 1, 0), ("\\cfrac{1,000}{2}", "500", 1, 0),
+    ("\\boxed{42\\,\\text{cm}^2}", "42", 1, 0), ("42 km^2", "42", 1, 0), ("42 m²", "42", 1, 1),
+    ("\\boxed{1{,}000}", "1000", 1, 0), ("1\\,000", "1000", 1, 0), ("1 000 000 €", "1000000", 1, 0),
+    ("12 500", "500", 0, 1),
+    ("on 12\n500", "500", 1, 1), ("1_000", "1000", 1, 0), ("2 \\times 10^3", "2000", 1, 0),
+    ("2.5×10⁻³", "0.0025", 1, 0),
+    ("2x10^{3}", "2000", 1, 0), ("10^3", "1000", 1, 0), ("12,34,567", "1234567", 1, 1), ("0,500", "0.5", 1, 0),
+    ("–18", "-18", 1, 0), ("5–10", "10", 1, 1), ("１，２３４", "1234", 1, 0), ("x^2 = 4", "4", 1, 1),
+    ("7, 8, 9", "9", 1, 1),
     ("9" * 5000, "8" * 5000, 0, 0), ("(3)", "3", 1, 1), ("答案是42。", "42", 1, 1),
 ]  # fmt: skip
 
@@ -224,7 +253,7 @@ def test_number_against_lm_evals_rule(output, reference, ours, theirs):
         ("The Eiffel Tower!", "eiffel tower", 1), ("a  b", "B", 1), ("It's", "its", 1), ("The", "an", 1),
         ("Paris, France", "Paris", 0), ("another", "other", 0), ("«Москва».", "москва", 1), ("東京。", "東京", 1),
         ("", "", 1),
-        ("twenty-one", "twentyone", 1), ("$5", "5", 1),
+        ("twenty-one", "twentyone", 1), ("$5", "5", 1), ("STRASSE", "Straße", 1), ("istanbul", "İstanbul", 1),
     ],
 )  # fmt: skip
 def test_normalized_is_squads(output, reference, expected):
@@ -244,7 +273,7 @@ def test_normalized_is_squads(output, reference, expected):
         ("London", ["Paris"], 0),
         ("New\n York", ["new york"], 1), ("x", ["y", "X"], 1), ("x", [""], 0), ("", [""], 1),
         ("Die Straße", ["STRASSE"], 1),
-        ("1 + 1 (two)", ["(two)"], 1),
+        ("1 + 1 (two)", ["(two)"], 1), ("İstanbul'da", ["istanbul"], 1), ("ﬁve", ["FIVE"], 1),
     ],
 )  # fmt: skip
 def test_contains_is_lm_evals_squad_completion(output, references, expected):
@@ -267,6 +296,19 @@ def test_contains_is_lm_evals_squad_completion(output, references, expected):
         ("one <reasoning>two</reasoning> three", "one  three", "two"),
         (" kept as it is ", " kept as it is ", ""),
         ("a < b and <thinker>", "a < b and <thinker>", ""),
+        ("<Think>x</THINK>B", "B", "x"),
+        ("<think>I may use <think> here</think>B", "B", "I may use  here"),  # spoken of
+        ("<think>x<think>y</think>z", "z", "xy"),
+        ("<think>a</think>B<think>c", "B", "ac"),  # cut off
+        ("<think>a</think>B<think>c</think>D", "BD", "ac"),
+        ("<seed:think>x</seed:think>B", "B", "x"),
+        ("<longcat_think>x</longcat_think>B", "B", "x"),
+        ("◁think▷x◁/think▷B", "B", "x"),
+        ("<|begin_of_thought|>x<|end_of_thought|><|begin_of_solution|>B<|end_of_solution|>", "B", "x"),
+        ("<|START_THINKING|>x<|END_THINKING|><|START_RESPONSE|>B<|END_RESPONSE|>", "B", "x"),
+        ("<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>B", "B", "x"),
+        ("analysisx assistantfinalB", "B", "x"),  # the same, decoded without its control tokens
+        ("analysis of the final", "analysis of the final", ""),
     ],
 )
 def test_reasoning_is_no_answer(output, answer, reasoning):
