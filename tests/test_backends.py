@@ -370,6 +370,12 @@ def test_generation_options_pass_through(folders):
     assert all(answer.output_tokens >= 5 for answer in tiny.generate(many))
 
 
+def test_an_empty_list_of_stop_strings_stops_nothing(folders):
+    many = requests(3)
+    plain = backend(folders["llama"]).generate(many)
+    assert backend(folders["llama"], generation={"stop_strings": []}).generate(many) == plain
+
+
 def test_a_stop_string_ends_the_answer_and_leaves_no_trace(folders):
     """In a batch, where the other rows go on, the answer is what single requests without it say up to there."""
     many = requests(8)

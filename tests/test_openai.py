@@ -37,6 +37,8 @@ from messcli.models.openai import ATTEMPTS, OpenAIBackend
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.zoo import BUNDLED_ZOO, load_zoo, model_spec
+from messcli.zoo_values import BadValue
+from messcli.zoo_values import request as request_options
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "requests.jsonl"
 LARGE = load_zoo(BUNDLED_ZOO).models[-1]
@@ -571,6 +573,25 @@ def test_a_server_that_wants_max_completion_tokens_gets_it(server):
     answers = backend(server, concurrency=8).generate(requests(20))
     assert [answer.error for answer in answers] == [None] * 20
     assert server.seen[-1][1]["max_completion_tokens"] == 12
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ({"messages": []}, "must not hold messages: messcli sets it itself"),
+        ({"echo": True}, "must not hold echo: messcli sets it itself"),
+        (
+            {"api_key": "sk-x"},
+            "must not hold api_key: files are copied. Name the key's variable in api_key_env",
+        ),
+        ({"Authorization": "x"}, "must not hold Authorization: files are copied"),
+        ({"omit": ["temperature", "messages"]}, "holds omit: nothing can be asked without messages"),
+    ],
+)
+def test_what_messcli_sets_and_keys_have_no_place_in_a_request(request_, told):
+    with pytest.raises(BadValue) as caught:
+        request_options(request_)
+    assert told in str(caught.value)
 
 
 def test_options_pass_through_and_can_be_left_out(server):

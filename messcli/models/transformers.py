@@ -116,7 +116,7 @@ class TransformersBackend(InBatches):
             options = self.checkpoint.generation_options(weights.defaults)
             if options.stop_strings:
                 self._stops = _StopStrings(options.stop_strings, self.checkpoint.tokenizer)
-                options.stop_strings = None  # transformers' own criterion can't read every tokenizer
+            options.stop_strings = None  # transformers' own criterion can't read every tokenizer
             self._generation_config = options
             self._warm_up()
         except MessError:
