@@ -314,6 +314,13 @@ def test_columns_may_be_fields_of_the_input(folder: Path) -> None:
     assert json.loads((folder / "d.jsonl").read_text())["model"] == "apple"
 
 
+def test_an_empty_reasoning_part_leaves_no_trace_in_the_output(folder: Path) -> None:
+    (folder / "in.jsonl").write_text('{"id": 1, "prompt": "<think></think>apple"}\n')
+    route("in.jsonl", "-o", "out.jsonl")
+    row = json.loads((folder / "out.jsonl").read_text())
+    assert (row["output"], "reasoning" in row) == ("apple", False)
+
+
 def test_titles_are_plural_nouns() -> None:
     assert all(load_dialect(name).title[-1] == "s" or " of " in load_dialect(name).title for name in DIALECTS)
 
