@@ -95,7 +95,8 @@ def _rouge(kind: str, tokenizer: str, score: Callable[[str, Sequence[str]], floa
         return f"{kind}|f:1|stem:porter|tok:{tok}|case:{case}|refs:max|{versions}"
 
     tok = described(tokenizer)
-    earlier = (signature(tok, "lc"), *([signature("a-z0-9", "lc")] if tokenizer == AUTO else []))
+    before = ("a-z0-9",) if tokenizer == AUTO else ()
+    earlier = (signature(tok, "lc"), *(signature(one, case) for one in before for case in ("lc", "fold")))
     return Metric(kind, signature(tok, "fold"), score, earlier)
 
 
