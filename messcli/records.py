@@ -139,6 +139,7 @@ class Generation:
     confidence: Mapping[str, float] | None = field(default=None, compare=False)
     # Probabilities of the request's options as the next token; None where the backend can't tell them
     weights: tuple[float, ...] | None = field(default=None, compare=False)
+    reasoning: str | None = None  # what a server sends beside the output; in it, between tags, otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ class Outcome:
     judgements: tuple[Judgement, ...] = ()  # of a judge; their joules aren't in `joules`
     weights: tuple[float, ...] | None = None  # as of `Generation`
     fault: Fault | None = None  # whose trouble `error` is
+    reasoning: str | None = None  # as of `Generation`
 
     @property
     def judged_joules(self) -> float:
@@ -319,6 +321,7 @@ def outcome_fields(outcome: Outcome) -> dict[str, Any]:
     told = {name: check for name, check in (outcome.checks or {}).items() if check.probability is not None}
     fields: dict[str, Any] = {
         "output": outcome.output,
+        "reasoning": outcome.reasoning,
         "accuracy": outcome.accuracy,
         "joules": outcome.joules,
         "prompt_tokens": outcome.prompt_tokens,
@@ -348,7 +351,8 @@ def _row(
     names: Mapping[str, str],
 ) -> dict[str, Any]:
     ours = {names.get(name, name): value for name, value in values.items()}
-    taken = {"id", names.get("error", "error"), *ours}
+    # also those that only some rows have: a field of the input has one name in all rows
+    taken = {"id", *ours, *(names.get(name, name) for name in ("error", *STAGE_FIELDS))}
     row: dict[str, Any] = {"id": identity}
     for name, value in own.items():
         free = name

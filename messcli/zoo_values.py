@@ -214,12 +214,17 @@ def _check_plain(value: object) -> None:
 
 def request(value: object) -> dict[str, Any]:
     held = table(value)
-    for key in ("model", "messages", "prompt", "stream", "n"):
+    for key in ("model", "messages", "prompt", "stream", "n", "echo"):
         if key in held:
             raise BadValue(f"must not hold {key}: messcli sets it itself")
+    for key in held:
+        if key.lower() in ("api_key", "api-key", "authorization", "password"):
+            raise BadValue(f"must not hold {key}: files are copied. Name the key's variable in api_key_env")
     omitted = held.get("omit", [])
     if not isinstance(omitted, list) or not all(isinstance(name, str) for name in omitted):
         raise BadValue('holds omit: must be a list of the options that aren\'t sent, such as ["temperature"]')
+    if needed := {"messages", "prompt"} & set(omitted):
+        raise BadValue(f"holds omit: nothing can be asked without {min(needed)}")
     return held
 
 

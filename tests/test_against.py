@@ -12,7 +12,9 @@ from fake_models import SKILLS, FakeBackend, requests, write_joules, write_zoo
 
 from messcli.cli import main
 from messcli.errors import EXIT_ERROR, EXIT_SLA_MISSED, EXIT_USAGE
-from messcli.records import Generation, Request
+from messcli.jobs.truth import Agreement
+from messcli.metrics import load_metric
+from messcli.records import Generation, Outcome, Request
 
 COUNT = 300
 
@@ -140,6 +142,13 @@ def test_the_zoo_file_can_say_it(job: Job) -> None:
     assert "audited" not in job.rows("plain.jsonl")[0]
     job.zoo.write_text(job.zoo.read_text().replace('"largest"', '"judge"', 1))
     assert 'must be "references" or "largest"' in job.route(output="other.jsonl", status=1).output
+
+
+def test_what_was_thought_is_not_compared() -> None:
+    agreement = Agreement(load_metric("exact"), 2)
+    answers = {0: Outcome("<think>x</think>B", None, 1.0), 1: Outcome("<think>y</think>\n\nB", None, 2.0)}
+    (scored,) = [agreement._look(answers)]
+    assert [outcome.accuracy for outcome in scored.values()] == [1.0, 1.0]
 
 
 def test_references_are_not_looked_at(job: Job) -> None:

@@ -371,6 +371,12 @@ def test_generation_options_pass_through(folders):
     assert all(answer.output_tokens >= 5 for answer in tiny.generate(many))
 
 
+def test_an_empty_list_of_stop_strings_stops_nothing(folders):
+    many = requests(3)
+    plain = backend(folders["llama"]).generate(many)
+    assert backend(folders["llama"], generation={"stop_strings": []}).generate(many) == plain
+
+
 def test_a_stop_string_ends_the_answer_and_leaves_no_trace(folders):
     """In a batch, where the other rows go on, the answer is what single requests without it say up to there."""
     many = requests(8)
@@ -515,6 +521,32 @@ def test_a_prompt_cannot_write_control_tokens(folders):
 def test_nothing_in_a_prompt_is_evaluated(folders, text):
     assert spec("x", prompt_template="A {prompt} B").fill_template(text) == f"A {text} B"
     assert text in backend(folders["chat"]).checkpoint.encoder.render(Request(id="x", prompt=text))[0]
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+        "{% if m.role != 'system' %}",
+    ],
+)
+def test_a_system_prompt_begins_the_users_turn_where_the_template_has_none(tmp_path, system):
+    ends = "{% endif %}" if "!=" in system else ""
+    tiny = backend(save_llama(tmp_path / "m", chat=True))
+    tiny.checkpoint.tokenizer.chat_template = (
+        f"{{% for m in messages %}}{system}<{{{{ m.role }}}}>{{{{ m.content }}}}{ends}{{% endfor %}}"
+    )
+    turns = (
+        {"role": "system", "content": "w1"},
+        {"role": "user", "content": "w2"},
+        {"role": "system", "content": "w3"},
+    )
+    request = Request(id="x", prompt="w1\nw2\nw3", messages=turns)
+    assert tiny.checkpoint.encoder.render(request)[0] == "<user>w1\n\nw2<user>w3"
+    assert tiny.take_warnings() == [
+        'model "tiny": its chat template knows no system prompt: it begins the turn of the user after it'
+    ]
+    assert tiny.take_warnings() == []
 
 
 def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):

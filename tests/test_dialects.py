@@ -306,6 +306,19 @@ def test_columns_may_be_fields_of_the_input(folder: Path) -> None:
     assert json.loads((folder / "b.jsonl").read_text()) == {"id": 1, "said": "apple", "output": "x"}
     done = route("in.jsonl", "-o", "c.jsonl", *names, "--rename", "outptu=said")
     assert (done.exit_code, "no column outptu" in done.stderr) == (2, True)
+    for names_ in ("output=model", "output=id", "output=failed", "output=a,model=a", "error=queue"):
+        done = route("in.jsonl", "-o", "c.jsonl", *names, "--rename", names_)
+        assert (done.exit_code, "another column is called" in done.stderr) == (2, True)
+    swapped = route("in.jsonl", "-o", "d.jsonl", *names, "--rename", "output=model,model=output")
+    assert swapped.exit_code == 0
+    assert json.loads((folder / "d.jsonl").read_text())["model"] == "apple"
+
+
+def test_an_empty_reasoning_part_leaves_no_trace_in_the_output(folder: Path) -> None:
+    (folder / "in.jsonl").write_text('{"id": 1, "prompt": "<think></think>apple"}\n')
+    route("in.jsonl", "-o", "out.jsonl")
+    row = json.loads((folder / "out.jsonl").read_text())
+    assert (row["output"], "reasoning" in row) == ("apple", False)
 
 
 def test_titles_are_plural_nouns() -> None:

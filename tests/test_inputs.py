@@ -124,6 +124,10 @@ def test_an_empty_input() -> None:
             '{"prompt": "a", "reference": {"text": ["b"]}}',
             "Name what is in it: --reference-field reference.text",
         ),
+        (
+            '{"prompt": "a", "reference": ["b", {"text": "c"}]}',
+            "Name what is in it: --reference-field reference.1.text",
+        ),
         ('{"prompt": "a", "reference": ["b", []]}', "found a list. Write it as a string"),
         (
             '{"prompt": "a", "id": 5.0}',
@@ -160,6 +164,18 @@ def test_a_bad_line_is_told_with_file_line_and_field(line: bytes | str, expected
 )
 def test_a_reference_is_taken_for_what_it_plainly_means(written: str, references: tuple[str, ...]) -> None:
     assert one(f'{{"prompt": "a", "reference": {written}}}').references == references
+
+
+def test_a_tool_call_is_told_as_one() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]
+    (rejected,) = read(json.dumps({"messages": turns}))
+    assert isinstance(rejected, Rejected)
+    assert 'field "messages"[1]: a tool call without text' in rejected.error
+
+
+def test_parts_of_other_apis_are_texts_too() -> None:
+    parts = [{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}]
+    assert one(json.dumps({"messages": [{"role": "user", "content": parts}]})).prompt == "a\nb"
 
 
 def test_parts_of_type_text_are_joined() -> None:

@@ -200,6 +200,10 @@ def test_a_template_needs_request_and_answer() -> None:
 # ---- scores ------------------------------------------------------------------------------------------
 
 
+def test_a_judge_may_think_before_it_scores() -> None:
+    assert score_of("<think>4 of 5? No.</think>\n2", Scale(1, 5)) == 0.25
+
+
 @pytest.mark.parametrize(
     ("reply", "accuracy"),
     [("5", 1.0), (" 1", 0.0), ("3.5", 0.625), ("4/5", 0.75), ("4.", 0.75), ("2\n", 0.25)],

@@ -37,6 +37,8 @@ from messcli.models.openai import ATTEMPTS, OpenAIBackend
 from messcli.models.transformers import TransformersBackend
 from messcli.records import Generation, Request
 from messcli.zoo import BUNDLED_ZOO, load_zoo, model_spec
+from messcli.zoo_values import BadValue
+from messcli.zoo_values import request as request_options
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "requests.jsonl"
 LARGE = load_zoo(BUNDLED_ZOO).models[-1]
@@ -362,6 +364,16 @@ ODD: list[tuple[Any, tuple[Any, Any, Any], str]] = [  # body; output, fault, fin
     (body_of("a", reasoning_content="think"), ("a", None, "stop"), ""),
     (body_of(None, reasoning_content="think"), (None, "model", "stop"), "answered with reasoning only"),
     (body_of(None, "length", reasoning_content="t"), (None, "model", "length"), "Raise max_new_tokens"),
+    (body_of(None), (None, "model", "stop"), "the answer holds no text"),
+    ({"choices": [{}]}, (None, "model", None), "the answer holds no text"),
+    (body_of([{"type": "output_audio"}]), (None, "model", "stop"), "the answer holds no text"),
+    (body_of(None, refusal="I can't"), (None, "request", "stop"), 'it refuses to answer: "I can\'t"'),
+    (
+        body_of([{"type": "refusal", "refusal": "No."}]),
+        (None, "request", "stop"),
+        "it refuses to answer: 'No.'",
+    ),
+    (body_of([{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a"}]), ("a", None, "stop"), ""),
     (body_of(None, "content_filter"), (None, "request", "filtered"), "the server's filter took the answer"),
     (body_of(None, "tool_calls", tool_calls=[{}]), (None, "model", "tool_calls"), "a tool call and no text"),
     ({"choices": []}, (None, "model", None), "the answer holds no choices"),
@@ -386,6 +398,39 @@ def test_one_odd_answer_is_that_answers_trouble(server, body, expected, told):
     assert (told in answer.error) if told else (answer.error is None)
     if isinstance(body.get("usage"), dict):
         assert (answer.prompt_tokens, answer.output_tokens) == (7, 3)  # it has cost that, used or not
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "a", "reasoning_content": "hm"},
+        {"content": "a", "reasoning": "hm"},
+        {"content": "a", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                {"type": "text", "text": "a"},
+            ]
+        },
+    ],
+)
+def test_what_a_server_sends_of_its_reasoning_is_kept(server, message):
+    server.reply = lambda path, sent: (200, {}, {"choices": [{"message": message}], "usage": COUNTED})
+    (answer,) = backend(server).generate(requests(1))
+    assert (answer.output, answer.reasoning, answer.error) == ("a", "hm", None)
+
+
+def test_a_prompt_that_a_gateway_forbids_is_that_requests_trouble(server):
+    replies = [
+        server.answer,
+        lambda sent: (403, {}, {"error": {"message": "your input was flagged"}}),
+        server.answer,
+    ]
+    server.reply = lambda path, sent: replies.pop(0)(sent)
+    made = backend(server, concurrency=1)
+    answers = made.generate(requests(3))
+    assert [answer.fault for answer in answers] == [None, "request", None]
+    assert "refuses it: your input was flagged" in answers[1].error
 
 
 @pytest.mark.parametrize(
@@ -528,6 +573,25 @@ def test_a_server_that_wants_max_completion_tokens_gets_it(server):
     answers = backend(server, concurrency=8).generate(requests(20))
     assert [answer.error for answer in answers] == [None] * 20
     assert server.seen[-1][1]["max_completion_tokens"] == 12
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ({"messages": []}, "must not hold messages: messcli sets it itself"),
+        ({"echo": True}, "must not hold echo: messcli sets it itself"),
+        (
+            {"api_key": "sk-x"},
+            "must not hold api_key: files are copied. Name the key's variable in api_key_env",
+        ),
+        ({"Authorization": "x"}, "must not hold Authorization: files are copied"),
+        ({"omit": ["temperature", "messages"]}, "holds omit: nothing can be asked without messages"),
+    ],
+)
+def test_what_messcli_sets_and_keys_have_no_place_in_a_request(request_, told):
+    with pytest.raises(BadValue) as caught:
+        request_options(request_)
+    assert told in str(caught.value)
 
 
 def test_options_pass_through_and_can_be_left_out(server):

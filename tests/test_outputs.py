@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from messcli.errors import MessError, UsageError
 from messcli.files.sinks import GzipSink, open_sink
-from messcli.records import ROW_FIELDS, Rejected, Request, rejected_row, row_of
+from messcli.records import ROW_FIELDS, STAGE_FIELDS, Rejected, Request, rejected_row, row_of
 
 
 def test_rows_are_in_the_file_when_write_returns(tmp_path: Path) -> None:
@@ -124,6 +124,13 @@ def test_every_value_of_the_input_survives(own: dict[str, int], names: dict[str,
         assert value in [kept.get("input_" * times + name) for times in range(5)]
     rejected = rejected_row(Rejected("a", "why", own), names)
     assert sorted(value for name, value in rejected.items() if isinstance(value, int)) == sorted(own.values())
+
+
+def test_a_field_of_the_input_has_one_name_in_all_rows() -> None:
+    own: dict[str, object] = dict.fromkeys(STAGE_FIELDS, "mine")
+    for values in ({}, dict.fromkeys(STAGE_FIELDS, "ours")):
+        row = row_of(Request("a", "p", extra=own), "m", values)
+        assert all(row[f"input_{name}"] == "mine" and row.get(name) != "mine" for name in STAGE_FIELDS)
 
 
 def test_a_field_that_is_not_taken_keeps_its_name() -> None:

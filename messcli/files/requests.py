@@ -194,6 +194,9 @@ def _refuse_other_files(first: bytes, name: str) -> None:
         raise InputError(f"{name}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8")
 
 
+_TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's chats, and of its responses
+
+
 class _Invalid(Exception):  # never leaves this module: it carries the message of a Rejected
     pass
 
@@ -381,11 +384,13 @@ def _message_of(message: Any, where: str) -> Mapping[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise _Invalid(f'{where}: expected {{"role": "...", "content": "..."}} with strings')
     content = message.get("content")
+    if content is None and (message.get("tool_calls") or message.get("function_call")):
+        raise _Invalid(f"{where}: a tool call without text. The zoo's models are given texts only")
     if isinstance(content, list):
         for part in content:
             if (
                 not isinstance(part, dict)
-                or part.get("type") != "text"
+                or part.get("type") not in _TEXT_PARTS
                 or not isinstance(part.get("text"), str)
             ):
                 kind = part.get("type") if isinstance(part, dict) else None
@@ -404,9 +409,10 @@ def _references_of(value: Mapping[str, Any], fields: InputFields) -> tuple[str, 
     found = _at(value, fields.reference)
     references = found if isinstance(found, list) else [found]
     texts = []
-    for item in references:
+    for place, item in enumerate(references):
         if isinstance(item, bool) or not (item is None or isinstance(item, str | int | float)):
-            inside = f"{fields.reference}.{next(iter(item))}" if isinstance(item, dict) and item else None
+            at = f"{fields.reference}.{place}" if isinstance(found, list) else fields.reference
+            inside = f"{at}.{next(iter(item))}" if isinstance(item, dict) and item else None
             raise _Invalid(
                 f'field "{fields.reference}": expected a string, a number or a list of them, found {_named(item)}. '
                 + (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from messcli.metrics.reasoning import split_reasoning
 from messcli.models.check import TEMPLATE, probability, question
 from messcli.models.untrusted import template_of
 from messcli.records import Check, Decision, Outcome, Request
@@ -38,7 +39,8 @@ class Checks:
             return ()
         if self._names[reader] in (outcome.checks or {}):  # of an earlier run
             return ()
-        return [(question(self._template, request, outcome.output, self._names[m]), reader)]
+        answer, _ = split_reasoning(outcome.output)
+        return [(question(self._template, request, answer, self._names[m]), reader)]
 
     def read(self, outcome: Outcome, reader: int, reply: Outcome) -> Outcome:
         found = probability(reply.weights)

@@ -273,10 +273,14 @@ def _check(config: RouteConfig) -> None:
             f"--format {config.reading.format} writes rows of its own shape: leave out --fields, --rename and "
             "--include-prompt, or let the format be guessed"
         )
+    columns = (*ROW_FIELDS, *STAGE_FIELDS, "error")
     for name, new in config.writing.rename.items():
-        if name not in (*ROW_FIELDS, *STAGE_FIELDS, "error"):
+        if name not in columns:
+            raise UsageError(f"--rename {name}={new}: no column {name}. Columns are {', '.join(columns)}")
+        others = {config.writing.rename.get(other, other) for other in columns if other != name}
+        if new in {"id", *others}:
             raise UsageError(
-                f"--rename {name}={new}: no column {name}. Columns are {', '.join(ROW_FIELDS + STAGE_FIELDS)}, error"
+                f"--rename {name}={new}: another column is called {new}. Give it a name of its own"
             )
     if config.output != STDOUT and os.path.realpath(config.input) == os.path.realpath(config.output):
         raise UsageError(

@@ -34,8 +34,9 @@ def routed_row(line: Settled | Rejected, names: Sequence[str], *, writing: Writi
         )
     outcome = line.outcomes[served]
     answer, reasoning = split_reasoning(outcome.output or "")
+    reasoning = "\n".join(part for part in (outcome.reasoning, reasoning) if part)
     values.update(
-        output=answer if reasoning else outcome.output,
+        output=answer if outcome.output is not None else None,
         accuracy=outcome.accuracy,
         joules=outcome.joules,
         prompt_tokens=outcome.prompt_tokens,

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from messcli.errors import MetricError, UsageError
 from messcli.jobs.config import Promise
 from messcli.metrics import AUTO, DEFAULT_METRIC, Metric, load_metric
+from messcli.metrics.reasoning import split_reasoning
 from messcli.models.judge import REFERENCE, TEMPLATE, Scale, expected, question, score_of
 from messcli.models.untrusted import template_of
 from messcli.records import Decision, Judgement, Outcome, Rejected, Request
@@ -112,7 +113,9 @@ class Agreement:
 
     def _look(self, outcomes: dict[int, Outcome]) -> dict[int, Outcome]:
         largest = outcomes.get(self._largest)
-        theirs = None if largest is None or largest.error is not None else largest.output
+        theirs = None
+        if largest is not None and largest.error is None and largest.output is not None:
+            theirs, _ = split_reasoning(largest.output)
         return {m: self._scored(m, outcome, theirs) for m, outcome in outcomes.items()}
 
     def _scored(self, m: int, outcome: Outcome, theirs: str | None) -> Outcome:
@@ -193,6 +196,7 @@ class Judging:
     def _question(self, request: Request, answer: str) -> Request:
         given = request.given.get("reference")
         references = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+        answer, _ = split_reasoning(answer)
         text = question(self._template, self._scale, request, answer, references)
         key = blake2b(text.encode("utf-8", "surrogatepass")).digest()
         return Request(request.id, text, key=key, options=self._scale.options)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import regex
 
 from messcli.metrics.base import Metric
+from messcli.metrics.words import folded
 
 
 def exact() -> Metric:
@@ -41,11 +42,12 @@ def normalized() -> Metric:
     def score(output: str, references: Sequence[str]) -> float:
         return float(_normalized(output) in {_normalized(reference) for reference in references})
 
-    return Metric("normalized", "normalized|norm:squad|punct:unicode|refs:any|version:1", score)
+    signature = "normalized|norm:squad|punct:unicode|refs:any|version:{}"
+    return Metric("normalized", signature.format(2), score, (signature.format(1),))
 
 
 def _normalized(text: str) -> str:
-    text = _PUNCTUATION.sub("", unicodedata.normalize("NFC", text).lower())
+    text = _PUNCTUATION.sub("", folded(text))
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
@@ -59,25 +61,51 @@ def contains() -> Metric:
     """
 
     def score(output: str, references: Sequence[str]) -> float:
-        text = _spaced(output).casefold()
-        wanted = (_spaced(reference).casefold() for reference in references)
+        text = _spaced(folded(output))
+        wanted = (_spaced(folded(reference)) for reference in references)
         return float(any(one in text if one else not text for one in wanted))
 
-    return Metric("contains", "contains|norm:nfc|space:collapse|case:fold|refs:any|version:1", score)
+    signature = "contains|norm:nfc|space:collapse|case:fold|refs:any|version:{}"
+    return Metric("contains", signature.format(2), score, (signature.format(1),))
 
 
 # --- number: lm-eval's gsm8k ("####" and the last number) and the boxes of its hendrycks_math ---
 
 _MOST_DIGITS = 300  # of a number; a longer one is none. Python reads at most 4,300, in quadratic time
-_GROUP = r"['’\u00A0\u2009\u202F]\d{3}(?!\d)"  # Swiss and ISO thousands
-_PLAIN = rf"(?:\d+(?:{_GROUP}|[.,\u066B\u066C]\d+)*|\.\d+)(?:[eE][+-]?\d{{1,2}}(?!\d))?"
+_GROUP = r"['’_\u00A0\u2009\u202F]\d{3}(?!\d)"  # Swiss and ISO thousands
+_SPACED_GROUPS = r"\d{1,3}(?: \d{3})+(?!\d)(?:[.,]\d+)?"  # ... with an ordinary space
+_PLAIN = rf"(?:{_SPACED_GROUPS}|\d+(?:{_GROUP}|[.,\u066B\u066C]\d+)*|\.\d+)(?:[eE][+-]?\d{{1,2}}(?!\d))?"
+_PART = r"[-−]?\d[\d.,]*"  # of a fraction in LaTeX
 # Linear: what follows a run of digits may be missing, so that no run is read again from its second digit.
 _NUMBER = re.compile(
-    r"[$€£¥₹]?(?P<sign>(?<![\w)])[-−])?[$€£¥₹]?"
-    r"(?:\\[dt]?frac\{\s?(?P<above>\d+)\s?\}\{\s?(?P<below>\d+)\s?\}"
+    r"[$€£¥₹]?(?P<sign>(?<![\w)])[-−–－﹣])?[$€£¥₹]?"
+    r"(?:(?:(?P<times>\d+)\s?)?\\frac\{\s?"
+    rf"(?P<above>{_PART})\s?\}}\s?\{{\s?(?P<below>{_PART})\s?\}}"
     rf"|(?:(?P<whole>\d+)\s(?=\d+\s?[/⁄]))?(?P<first>{_PLAIN})(?P<others>(?:\s?[/⁄]\s?\d+)*))"
 )
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # ½ and its like: one character each
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+# How LaTeX and full-width text write what a number is made of: (pattern, as _NUMBER reads it)
+_NOTATIONS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "),
+    (re.compile(r"[¼-¾⅐-⅞]"), lambda found: unicodedata.normalize("NFKC", found[0])),
+    (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<=\d)(?:\{,\}|，(?=\d{3}(?!\d)))(?=\d)"), ","),
+    (re.compile(r"(?<=\d)．(?=\d)"), "."),
+    (re.compile(r"(?<=\d)\\[,;:! ](?=\d{3}(?!\d))"), "\u202f"),
+    # 2 \times 10^3
+    (
+        re.compile(
+            r"(?<=\d)\s?(?:\\times|\\cdot|[×·*x])\s?10\s?(?:\^\s?\{?\s?([-−+]?\d{1,2})\s?\}?|([⁻⁰¹²³⁴-⁹]{1,3}))(?!\d)"
+        ),
+        lambda found: "e" + (found[1] or found[2].translate(_SUPERSCRIPTS)).replace("−", "-"),
+    ),
+    (
+        re.compile(r"(?<![\d.,^])10\s?\^\s?\{?([-−+]?\d{1,2})\}?(?!\d)"),
+        lambda found: "1e" + found[1].replace("−", "-"),
+    ),
+    (re.compile(r"(?<=[A-Za-z}])\^\{?-?\d{1,3}\}?"), ""),  # km^2 is a unit
+)
 
 
 def number() -> Metric:
@@ -96,16 +124,18 @@ def number() -> Metric:
                 return 1.0
         return 0.0
 
-    return Metric("number", "number|which:last|marks:####,boxed|value:exact|refs:any|version:1", score)
+    signature = "number|which:last|marks:####,boxed|value:exact|refs:any|version:{}"
+    return Metric("number", signature.format(2), score, (signature.format(1),))
 
 
 def last_number(text: str) -> Fraction | None:
     """The number that a text ends with, exactly; None where it has none.
 
     A comma or a point before groups of three digits separates thousands where that is the only reading or the
-    English one: 1,000 and 1.000.000 are whole, 1.000 and 1,5 have decimals.
+    English one: 1,000 and 1.000.000 are whole, 1.000, 0,500 and 1,5 have decimals.
     """
-    text = _VULGAR.sub(lambda one: f" {unicodedata.normalize('NFKC', one[0])}", text)
+    for notation, as_read in _NOTATIONS:
+        text = notation.sub(as_read, text)
     marked = _NUMBER.search(text, text.rfind("####") + 4) if "####" in text else None
     if marked is not None:
         return _value(marked)
@@ -133,7 +163,10 @@ def _last_box(text: str) -> str:
 def _value(found: re.Match[str]) -> Fraction | None:
     sign = -1 if found["sign"] else 1
     if found["above"]:
-        value = _ratio(_plain(found["above"]), _plain(found["below"]))
+        above, below = (found[name].replace("−", "-") for name in ("above", "below"))
+        sign *= -1 if above.startswith("-") is not below.startswith("-") else 1
+        value = _ratio(_plain(above.strip("-")), _plain(below.strip("-")))
+        whole = _plain(found["times"]) if found["times"] else Fraction(0)
     else:
         value = _plain(found["first"])
         below = re.findall(r"\d+", found["others"])
@@ -142,8 +175,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
         elif below:  # 1/2/2026 is no fraction
             value = _plain(below[-1])
         whole = _plain(found["whole"]) if found["whole"] else Fraction(0)
-        value = None if value is None or whole is None else whole + value
-    return None if value is None else sign * value
+    return None if value is None or whole is None else sign * (whole + value)
 
 
 def _ratio(above: Fraction | None, below: Fraction | None) -> Fraction | None:
@@ -154,7 +186,7 @@ def _plain(written: str) -> Fraction | None:
     """A number without sign as it is written: 1,234.5, 1.234,5, 1’000, .5, 2e3, ٣٫٥."""
     if len(written) > _MOST_DIGITS:
         return None
-    text = re.sub(r"['’\u00A0\u2009\u202F]", "", written).replace("\u066b", ".").replace("\u066c", ",")
+    text = re.sub(r"['’_\s]", "", written).replace("\u066b", ".").replace("\u066c", ",")
     digits, _, power = text.lower().partition("e")
     decimal = _decimal_sign(digits)
     parts = re.split(r"[.,]", digits)
@@ -183,4 +215,8 @@ def _decimal_sign(digits: str) -> str | None:
 
 
 def _thousands(groups: Sequence[str]) -> bool:
-    return 1 <= len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
+    """1,234 and 12,34,567 (India's), but not 0,500."""
+    if not 1 <= len(groups[0]) <= 3 or groups[0].startswith("0"):
+        return False
+    *inner, last = groups[1:] or [""]
+    return len(last) == 3 and {len(group) for group in inner} in (set(), {2}, {3})

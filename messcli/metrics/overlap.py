@@ -6,6 +6,7 @@ Scores are those of sacrebleu (Post, "A Call for Clarity in Reporting BLEU Score
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -38,12 +39,16 @@ def chrf() -> Metric:
     from sacrebleu.metrics import CHRF
 
     chrf = CHRF()
-    signature = f"chrf|case:mixed|eff:yes|nc:6|nw:0|space:no|beta:2|version:{version('sacrebleu')}"
+    signature = "chrf|case:mixed|eff:yes|nc:6|nw:0|space:no|beta:2|{}version:" + version("sacrebleu")
 
     def score(output: str, references: Sequence[str]) -> float:
-        return float(chrf.sentence_score(output, references).score) / 100
+        return float(chrf.sentence_score(_nfc(output), [_nfc(one) for one in references]).score) / 100
 
-    return Metric("chrf", signature, score)
+    return Metric("chrf", signature.format("norm:nfc|"), score, (signature.format(""),))
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def rouge1(tokenizer: str = AUTO) -> Metric:
@@ -86,11 +91,13 @@ def _rouge_words(tokenizer: str) -> RougeWords:
 def _rouge(kind: str, tokenizer: str, score: Callable[[str, Sequence[str]], float]) -> Metric:
     versions = f"version:{version('rouge-score')}+nltk{version('nltk')}"  # nltk has the stemmer
 
-    def signature(tok: str) -> str:
-        return f"{kind}|f:1|stem:porter|tok:{tok}|case:lc|refs:max|{versions}"
+    def signature(tok: str, case: str) -> str:
+        return f"{kind}|f:1|stem:porter|tok:{tok}|case:{case}|refs:max|{versions}"
 
-    earlier = (signature("a-z0-9"),) if tokenizer == AUTO else ()
-    return Metric(kind, signature(described(tokenizer)), score, earlier)
+    tok = described(tokenizer)
+    before = ("a-z0-9",) if tokenizer == AUTO else ()
+    earlier = (signature(tok, "lc"), *(signature(one, case) for one in before for case in ("lc", "fold")))
+    return Metric(kind, signature(tok, "fold"), score, earlier)
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

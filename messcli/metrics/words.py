@@ -39,7 +39,8 @@ _CLUSTER = rf"(?=\p{{L}}|\p{{N}}){_UNSPACED}\p{{M}}*"
 # Punctuation of other scripts, which 13a leaves on the word before it. Latin's („“ « »…) is left there, as in
 # every published 13a score.
 _FOREIGN = (
-    r"[\u0589\u060C\u061B\u061F\u06D4\u0964\u0965\u104A\u104B\u17D4\u17D5"  # Armenian, Arabic, Indic, Burmese, Khmer
+    r"[\u0589\u05C3\u060C\u061B\u061F\u06D4\u0700-\u070A\u0964\u0965\u0DF4"  # Armenian, Hebrew, Arabic, Syriac, Indic
+    r"\u0E5A\u0E5B\u0F0D-\u0F12\u104A\u104B\u1361-\u1368\u17D4-\u17D6\u1802\u1803"  # Thai to Mongolian, by code point
     r"\u3001-\u3003\u3008-\u3011\u3014-\u301F\uFF01-\uFF0F\uFF1A-\uFF20\uFF3B-\uFF40\uFF5B-\uFF65]"  # East Asian
 )
 _SPACED = regex.compile(rf"({_CLUSTER}|{_FOREIGN})")
@@ -72,17 +73,30 @@ def described(name: str) -> str:
     return "+".join((name, *(f"{package}-{version(package)}" for package in packages)))
 
 
+def folded(text: str) -> str:
+    """A text in Unicode NFC without case: "Straße" is "STRASSE", and Turkish "İ" is "i"."""
+    return unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i")
+
+
 def bleu_words(name: str) -> Callable[[str], str]:
     """A tokenizer for BLEU: text to words with spaces between them.
 
     `auto` is 13a after a space on both sides of every character of a script without spaces, and of the
-    punctuation that 13a doesn't know. On text of other scripts it is 13a.
+    punctuation that 13a doesn't know, in Unicode NFC. On text of other scripts it is 13a.
     """
     if name == AUTO:
         thirteen = bleu_words("13a")
-        return lambda text: thirteen(_SPACED.sub(r" \1 ", text) if not text.isascii() else text)
+        return lambda text: thirteen(text if text.isascii() else _spaced(text))
     check_tokenizer(name)
     return _forgetful(_sacrebleus(name))
+
+
+def _spaced(text: str) -> str:
+    return str(_SPACED.sub(r" \1 ", unicodedata.normalize("NFC", text)))
+
+
+def _rouge_words(text: str) -> list[str]:
+    return _ROUGE_WORD.findall(text) or ([] if text.isascii() else regex.findall(r"(?!\s)\X", text))
 
 
 def _sacrebleus(name: str) -> Any:
@@ -125,20 +139,21 @@ class RougeWords:
     """A tokenizer for rouge_score: lower case; words of a to z are stemmed by Porter's stemmer.
 
     `auto`: a word is letters, digits and their marks, or one character of a script without spaces. On ASCII
-    text these are rouge_score's own tokens. Other names: sacrebleu's words.
+    text these are rouge_score's own tokens. A text without any (emoji, signs) is its characters. Other names:
+    sacrebleu's words.
     """
 
     def __init__(self, name: str) -> None:
         from nltk.stem.porter import PorterStemmer
 
         self._stem = PorterStemmer().stem
-        self._split: Callable[[str], list[str]] = _ROUGE_WORD.findall
+        self._split: Callable[[str], list[str]] = _rouge_words
         if name != AUTO:
             words = bleu_words(name)
             self._split = lambda text: words(text).split()
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""
-        words = self._split(unicodedata.normalize("NFC", text).lower())
+        words = self._split(folded(text))
         # as rouge_score: only what is longer than three letters
         return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words]

@@ -86,6 +86,10 @@ class Checkpoint:
             self._read_tokenizer = tokenizer
         return self._read_tokenizer
 
+    def take_warnings(self) -> list[str]:
+        """What came up of prompts that the user should know of."""
+        return [] if self._made_encoder is None else self._made_encoder.take_warnings()
+
     @property
     def encoder(self) -> PromptEncoder:
         if self._made_encoder is None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from messcli.metrics.reasoning import split_reasoning
 from messcli.models.untrusted import filled, marks
 from messcli.records import Request
 
@@ -85,7 +86,8 @@ def expected(weights: Sequence[float], scale: Scale) -> float | None:
 
 def score_of(output: str | None, scale: Scale) -> float:
     """The accuracy that a judge's reply says. Raises ValueError: it says none, or one out of scale."""
-    found = re.match(r"\s*(-?\d+(?:\.\d+)?)(?:/\d+)?(?!\w)", output or "")
+    reply, _ = split_reasoning(output or "")
+    found = re.match(r"\s*(-?\d+(?:\.\d+)?)(?:/\d+)?(?!\w)", reply)
     if found is None:
-        raise ValueError(f"no score in {(output or '')[:40]!r}")
+        raise ValueError(f"no score in {reply[:40]!r}")
     return scale.accuracy(float(found[1]))

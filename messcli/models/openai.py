@@ -25,7 +25,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from messcli.errors import ModelError, ModelUnavailable
+from messcli.errors import ModelError, ModelUnavailable, shown
 from messcli.models.backend import Group, confidence_of, group_of, seed_of
 from messcli.models.client import Client, Concurrency, NoReply, Reply
 from messcli.models.processes import ProcessClock, listeners
@@ -40,6 +40,8 @@ _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _BUSY = frozenset({429, 503, 529})
 _NO_CREDIT = 402
 _KEY = frozenset({401, 403})  # that no request gets past
+# ... but what gateways say with 403 to a single prompt
+_FLAGGED = re.compile(r"\bflagged\b|\bmoderat|\bcontent.(?:policy|filter)|\bsafety\b", re.IGNORECASE)
 _THIS_REQUEST = frozenset({400, 413, 422, 451})  # the server took offence at the prompt, or at its length
 _CHARACTERS_PER_TOKEN = 4
 _SHORTEST_KEY = 8  # characters; a shorter one would be found in ordinary text
@@ -69,6 +71,13 @@ _OPTIONS = {
     "min_new_tokens": "min_tokens",
 }
 _LIKELIEST = (20, 5)  # top_logprobs: OpenAI's limit, and the least that servers take
+_REASONING = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "reasoning_details",
+)  # of vLLM, OpenRouter, Ollama
+_THOUGHT = ("thinking", "reasoning")  # types of a content's parts
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 OMIT = "omit"  # in [models.request]: names of options that aren't sent
 
@@ -410,6 +419,8 @@ class OpenAIBackend:
                     f'Set it in [models.request], or leave it out by {OMIT} = ["{option}"] there',
                 )
             return self._failed(f"the server refuses it: {message}", "request")
+        if reply.status == 403 and _FLAGGED.search(message):
+            return self._failed(f"the server refuses it: {message}", "request")
         if self._answered and reply.status not in _KEY:  # others were answered: this is one odd answer
             return self._failed(f"HTTP {reply.status}: {message}", "model")
         raise self._refused(reply)
@@ -427,10 +438,10 @@ class OpenAIBackend:
         text = _text(message["content"] if message.get("content") is not None else choice.get("text"))
         reason = choice.get("finish_reason")
         finish = _FINISHES.get(reason) if isinstance(reason, str) else None
-        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        reasoning = _reasoning(message)
         if output is None:
             self._warn("the server counts no tokens; they are guessed, at 4 characters each")
-            written = f"{text or ''}{reasoning if isinstance(reasoning, str) else ''}"
+            written = f"{text or ''}{reasoning}"
             output = -(-len(written) // _CHARACTERS_PER_TOKEN)
         prompt = prompt or 0
         weights = _weights(choice, options) if options else None
@@ -453,6 +464,11 @@ class OpenAIBackend:
                 )  # fmt: skip
             if reasoning:
                 return self._failed("answered with reasoning only", "model", prompt, output, finish)
+            if (refusal := _refusal(message)) is not None:
+                why = f"it refuses to answer: {shown(self._without_key(refusal))}"
+                return self._failed(why, "request", prompt, output, finish)
+            if text is None:
+                return self._failed("the answer holds no text", "model", prompt, output, finish)
         text = self._without_key(text or "")
         for stop in _listed(self._body.get("stop")):
             head, found, _ = text.partition(stop)
@@ -464,6 +480,7 @@ class OpenAIBackend:
             finish=finish,
             confidence=confidence_of(_log_probabilities(choice)),
             weights=weights,
+            reasoning=self._without_key(reasoning).strip() or None,
         )
 
     def _failed(
@@ -574,9 +591,25 @@ def _text(content: object) -> str | None:
     if isinstance(content, str):
         return content.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return _text("".join(part for part in parts if isinstance(part, str)))
+        kept = [part for part in content if isinstance(part, dict) and part.get("type") not in _THOUGHT]
+        texts = [part["text"] for part in kept if isinstance(part.get("text"), str)]
+        return _text("".join(texts)) if texts else None
     return None
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    """What a server sends of a model's reasoning, beside the content or in a part of it; "" where it sends none."""
+    beside = next((message[name] for name in _REASONING if message.get(name)), None)
+    parts = [part for part in _list(message.get("content")) if isinstance(part, dict)]
+    inside = [part.get("thinking") or part.get("text") for part in parts if part.get("type") in _THOUGHT]
+    return "".join(_text(found) or "" for found in (beside, *inside))
+
+
+def _refusal(message: Mapping[str, Any]) -> str | None:
+    """Why a model says that it won't answer, as OpenAI's do; None where it doesn't say so."""
+    parts = [part for part in _list(message.get("content")) if isinstance(part, dict)]
+    found = (part.get("refusal") for part in (message, *parts))
+    return next((one for one in found if isinstance(one, str) and one), None)
 
 
 def _list(value: object) -> list[Any]:

@@ -40,6 +40,8 @@ class PromptEncoder:
         self._encoded: dict[bytes, tuple[Request, array[int] | str]] = {}
         self._remembered = 0  # tokens
         self._stopped = 0  # renderings that the limits ended
+        self._folded = 0  # chats whose system prompt became part of a user's turn
+        self._told = False
 
     def length(self, request: Request) -> int:
         """In tokens, special ones included. A chat that the template refuses counts as plain text."""
@@ -99,8 +101,37 @@ class PromptEncoder:
         if spec.system_prompt and not any(turn.get("role") == "system" for turn in chat):
             chat.insert(0, {"role": "system", "content": spec.system_prompt})
         options = {**tokenizer.special_tokens_map, **spec.chat_options}
-        text = renderer().render(tokenizer.get_chat_template(), chat, options)
-        return text, False  # the template writes its own special tokens
+        return self._rendered(chat, options), False  # the template writes its own special tokens
+
+    def _rendered(self, chat: list[dict[str, Any]], options: dict[str, Any]) -> str:
+        """A chat by the template; where that refuses system prompts or leaves them out, they begin the user's turn."""
+        template = self._tokenizer.get_chat_template()
+        system = [turn["content"].strip() for turn in chat if turn.get("role") == "system"]
+        refused: TemplateRefused | None = None
+        try:
+            text = renderer().render(template, chat, options)
+            if all(one in text for one in system):
+                return text
+        except TemplateRefused as error:
+            if error.limit or not system:
+                raise
+            refused = error
+        try:
+            folded = renderer().render(template, _without_system(chat), options)
+        except TemplateRefused:
+            if refused is None:
+                return text
+            raise refused from None
+        self._folded += 1
+        return folded
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know of, once."""
+        if not self._folded or self._told:
+            return []
+        self._told = True
+        told = "its chat template knows no system prompt: it begins the turn of the user after it"
+        return [f'model "{self._spec.name}": {told}']
 
     def _broken(self, text: str) -> str:
         """`text` with a mark inside every control token, where `_ids` cuts: none is matched over a cut."""
@@ -121,6 +152,23 @@ class PromptEncoder:
             ids = ids if before and ids[: len(before)] == before else [*before, *ids]
             ids = ids if after and ids[-len(after) :] == after else [*ids, *after]
         return array("i", ids)
+
+
+def _without_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chat with each system prompt at the beginning of the user's turn after it, else as one of its own."""
+    turns: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for turn in chat:
+        if turn.get("role") == "system":
+            waiting.append(turn["content"])
+        elif turn.get("role") == "user" and waiting:
+            turns.append({**turn, "content": "\n\n".join([*waiting, turn["content"]])})
+            waiting = []
+        else:
+            turns.append(turn)
+    if waiting:
+        turns.append({"role": "user", "content": "\n\n".join(waiting)})
+    return turns
 
 
 def key_of(request: Request) -> bytes:

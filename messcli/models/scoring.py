@@ -35,5 +35,6 @@ def score(
         unscored=unscored,
         confidence=generation.confidence,
         weights=generation.weights,
+        reasoning=generation.reasoning,
         fault=None if generation.error is None else generation.fault or "model",
     )

@@ -116,7 +116,7 @@ class TransformersBackend(InBatches):
             options = self.checkpoint.generation_options(weights.defaults)
             if options.stop_strings:
                 self._stops = _StopStrings(options.stop_strings, self.checkpoint.tokenizer)
-                options.stop_strings = None  # transformers' own criterion can't read every tokenizer
+            options.stop_strings = None  # transformers' own criterion can't read every tokenizer
             self._generation_config = options
             self._warm_up()
         except MessError:
@@ -236,6 +236,10 @@ class TransformersBackend(InBatches):
     @property
     def context_length(self) -> int | None:
         return self.checkpoint.context_length
+
+    def take_warnings(self) -> list[str]:
+        """See `messcli.models.backend.Warns`."""
+        return self.checkpoint.take_warnings()
 
     def prompt_tokens(self, request: Request) -> int:
         """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights."""

@@ -481,6 +481,10 @@ class VllmBackend:
     def context_length(self) -> int | None:
         return self.checkpoint.context_length
 
+    def take_warnings(self) -> list[str]:
+        """See `messcli.models.backend.Warns`."""
+        return self.checkpoint.take_warnings()
+
     def prompt_tokens(self, request: Request) -> int:
         """Tokens of the rendered prompt, special tokens included. Loads the tokenizer, never the weights."""
         return self.checkpoint.encoder.length(request)
