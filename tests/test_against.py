@@ -14,7 +14,8 @@ from messcli.cli import main
 from messcli.errors import EXIT_ERROR, EXIT_SLA_MISSED, EXIT_USAGE
 from messcli.jobs.truth import Agreement
 from messcli.metrics import load_metric
-from messcli.records import Generation, Outcome, Request
+from messcli.records import Decision, Generation, Outcome, Request
+from messcli.routing.line import Finished
 
 COUNT = 300
 
@@ -147,7 +148,8 @@ def test_the_zoo_file_can_say_it(job: Job) -> None:
 def test_what_was_thought_is_not_compared() -> None:
     agreement = Agreement(load_metric("exact"), 2)
     answers = {0: Outcome("<think>x</think>B", None, 1.0), 1: Outcome("<think>y</think>\n\nB", None, 2.0)}
-    (scored,) = [agreement._look(answers)]
+    decision = Decision(1, 1, (0, 1), explored=True, estimates=None, joules_predicted=None, owed=False)
+    (scored,) = agreement([Finished(Request(1, "a prompt"), decision, answers)])
     assert [outcome.accuracy for outcome in scored.values()] == [1.0, 1.0]
 
 
