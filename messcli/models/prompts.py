@@ -40,8 +40,8 @@ class PromptEncoder:
         self._encoded: dict[bytes, tuple[Request, array[int] | str]] = {}
         self._remembered = 0  # tokens
         self._stopped = 0  # renderings that the limits ended
-        self._folded = 0  # chats whose system prompt became part of a user's turn
-        self._told = False
+        self._folded = False  # a system prompt became part of a user's turn
+        self._warnings: list[str] = []
 
     def length(self, request: Request) -> int:
         """In tokens, special ones included. A chat that the template refuses counts as plain text."""
@@ -122,16 +122,16 @@ class PromptEncoder:
             if refused is None:
                 return text
             raise refused from None
-        self._folded += 1
+        if not self._folded:
+            self._folded = True
+            told = "its chat template knows no system prompt: it begins the turn of the user after it"
+            self._warnings.append(f'model "{self._spec.name}": {told}')
         return folded
 
     def take_warnings(self) -> list[str]:
         """What the user should know of, once."""
-        if not self._folded or self._told:
-            return []
-        self._told = True
-        told = "its chat template knows no system prompt: it begins the turn of the user after it"
-        return [f'model "{self._spec.name}": {told}']
+        warnings, self._warnings = self._warnings, []
+        return warnings
 
     def _broken(self, text: str) -> str:
         """`text` with a mark inside every control token, where `_ids` cuts: none is matched over a cut."""
