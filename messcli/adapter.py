@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from messcli.amounts import is_amount
 from messcli.errors import ZooError, shown
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -139,7 +139,7 @@ def _check_settings(settings: Mapping[str, Any], error: Callable[[str, str], Zoo
             raise error(f"has {name}, which isn't LoRA over a checkpoint's own layers", _MERGE)
     for name in ("r", "lora_alpha"):
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not is_amount(value) or not value:
             raise error(f"{SETTINGS} has {name} = {shown(value)}", "Save the adapter anew")
 
 

@@ -60,7 +60,7 @@ def alpha(value: object) -> float:
         raise BadValue(f"must be a number from 0 to 1, not {shown(value)}")
     if not 0 <= value <= 1:  # false for NaN too
         hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise BadValue(f"must be from 0 to 1, not {value:g}{hint}")
+        raise BadValue(f"must be from 0 to 1, not {shown(value)}{hint}")
     return float(value)
 
 

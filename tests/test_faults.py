@@ -371,7 +371,7 @@ def test_killed_in_a_window_only_what_was_running_is_asked_again(wide_job: Case)
 
 def test_a_second_signal_stops_now_and_loses_nothing(job: Case) -> None:
     job.start_anew()
-    slow = {"TOY_SECONDS": "1.5"}  # a batch: the second signal comes while one is waited for
+    slow = {"TOY_SECONDS": "10"}  # a batch: both signals come while one is waited for
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         ended = job.run(signals=[(1.5, number), (1.6, number)], environment=slow)
         assert ended.status == code, ended.stderr

@@ -38,7 +38,8 @@ from messcli.zoo import load_zoo
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 ROOT = Path(__file__).parent.parent
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1.5, -0.0, 1e308, -1e308, 10**30, float("nan"), float("inf"), float("-inf"), "", " ", "x",
+    None, True, False, 0, -1, 1.5, -0.0, 1e308, -1e308, 10**30, 10**400, -(10**400),
+    float("nan"), float("inf"), float("-inf"), "", " ", "x",
     "\ud800", "\x1b[2J", "../../etc/passwd", "9" * 400, [], {}, [None], [[]], [1, "a"], {"": None}, {"a": {"b": []}},
 )  # fmt: skip
 

@@ -812,6 +812,7 @@ def test_unknown_metrics_are_told_with_a_cure(own_modules, name, told):
         ("nan", "returned nan for 'out'. Return a number from 0 to 1"),
         ("infinite", "returned inf"),
         ("percent", "returned 52 for"),
+        ("endless", "returned inf for"),  # a whole number that no float holds
         ("fails", "failed on 'out': KeyError: 'gone'"),
         ("leaves", "failed on 'out': SystemExit: 3"),
     ],

@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ def failing(server: Server, times: int, reply: Reply) -> None:
     server.reply = some
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [408, 429, 500, 503, 507, 522])
 def test_passing_trouble_is_waited_out(server, status):
     pauses: list[float] = []
     failing(server, ATTEMPTS - 1, (status, {}, {"detail": "busy"}))
@@ -316,6 +317,7 @@ def test_no_answer_in_time_is_that_requests_error(server):
             "the server refuses the option temperature: only 1 is supported. Set it in [models.request], or leave "
             'it out by omit = ["temperature"]',
         ),
+        ((501, {}, {"message": "no such thing"}), "HTTP 501: no such thing. Check base_url"),
         ((302, {"Location": "http://127.0.0.1:9/"}, {}), "HTTP 302: {}. Check base_url and the server's log"),
     ],
 )
@@ -376,6 +378,8 @@ ODD: list[tuple[Any, tuple[Any, Any, Any], str]] = [  # body; output, fault, fin
     (body_of([{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a"}]), ("a", None, "stop"), ""),
     (body_of(None, "content_filter"), (None, "request", "filtered"), "the server's filter took the answer"),
     (body_of(None, "tool_calls", tool_calls=[{}]), (None, "model", "tool_calls"), "a tool call and no text"),
+    (body_of("a " * 40_000), (None, "model", "stop"), "the answer has more than 65,536 characters"),
+    (body_of("a", reasoning_content="b" * 80_000), (None, "model", "stop"), "more than 65,536 characters"),
     ({"choices": []}, (None, "model", None), "the answer holds no choices"),
     ({"choices": {"0": 1}}, (None, "model", None), "the answer holds no choices"),
     ({"choices": ["a"]}, (None, "model", None), "the answer holds no choices"),
@@ -449,8 +453,21 @@ def test_counts_that_cannot_be_are_guessed_and_told(server, count):
     assert made.take_warnings() == []  # told once
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), float("nan"), float("-inf"), True, "1", None, {}])
+def test_a_log_probability_that_is_none_tells_nothing(server, number):
+    likeliest = [{"token": "a", "logprob": number}]
+    held = {"content": [{"token": "a", "logprob": number, "top_logprobs": likeliest}]}
+    body = body_of("a")
+    body["choices"][0]["logprobs"] = held
+    server.reply = lambda path, sent: (200, {}, json.dumps(body).encode())
+    (answer,) = backend(server).generate(requests(1))
+    assert (answer.output, answer.confidence) == ("a", None)
+    (weighed,) = backend(server).generate([replace(requests(1)[0], options=("a", "b"))])
+    assert weighed.weights is None
+
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(-(10**400)),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(
         st.sampled_from(

@@ -70,7 +70,10 @@ class Metric:
             raise MetricError(
                 f'metric "{self.name}" returned {kind} {shown(value)} for {shown(answer)}. Return a float'
             )
-        score = float(value)
+        try:
+            score = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            score = math.inf
         if not math.isfinite(score) or not -_NOISE <= score <= 1 + _NOISE:
             raise MetricError(
                 f'metric "{self.name}" returned {score:g} for {shown(answer)}. Return a number from 0 to 1'

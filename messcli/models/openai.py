@@ -25,6 +25,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from messcli.amounts import finite
 from messcli.errors import ModelError, ModelUnavailable, shown
 from messcli.models.backend import Group, confidence_of, group_of, seed_of
 from messcli.models.client import Client, Concurrency, NoReply, Reply
@@ -36,7 +37,8 @@ ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.5  # doubled with each attempt, and jittered
 _LONGEST_PAUSE_SECONDS = 30.0
 _PATIENCE_SECONDS = 120.0  # a server that asks for more by Retry-After is told to the user instead
-_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_AGAIN = frozenset({408, 409, 425, 429})  # and what a server or a gateway says of itself: 500 to 599
+_NEVER = frozenset({501, 505})  # not this server
 _BUSY = frozenset({429, 503, 529})
 _NO_CREDIT = 402
 _KEY = frozenset({401, 403})  # that no request gets past
@@ -46,6 +48,8 @@ _THIS_REQUEST = frozenset({400, 413, 422, 451})  # the server took offence at th
 _CHARACTERS_PER_TOKEN = 4
 _SHORTEST_KEY = 8  # characters; a shorter one would be found in ordinary text
 _MOST_TOKENS = 10**7  # a count above it is no count
+# Characters of an answer: a token of blanks can have a hundred, and some servers overrun max_new_tokens
+_LONGEST_TOKEN, _ALWAYS_TAKEN = 256, 2**16
 _TOO_LONG = re.compile(r"context (size|length|window)|too many tokens", re.IGNORECASE)
 _FINISHES = {
     "stop": "stop",
@@ -408,7 +412,7 @@ class OpenAIBackend:
             return self._failed(f"answered with an error: {message}", "model")
         if _TOO_LONG.search(message) and reply.status != 429:
             return self._failed(f"the server refuses it: {message}", "request")
-        if reply.status in _AGAIN:
+        if reply.status in _AGAIN or (500 <= reply.status < 600 and reply.status not in _NEVER):
             return f"HTTP {reply.status}: {message}"
         if reply.status in _THIS_REQUEST:
             if (option := self._refused_option(document, message, sent)) is not None:
@@ -444,6 +448,10 @@ class OpenAIBackend:
             written = f"{text or ''}{reasoning}"
             output = -(-len(written) // _CHARACTERS_PER_TOKEN)
         prompt = prompt or 0
+        longest = max(_ALWAYS_TAKEN, _LONGEST_TOKEN * self.spec.max_new_tokens)
+        if len(text or "") > longest or len(reasoning) > longest:  # a window of such would fill the memory
+            why = f"the answer has more than {longest:,} characters, which max_new_tokens can't mean"
+            return self._failed(why, "model", prompt, output, finish)
         weights = _weights(choice, options) if options else None
         if options and weights is None:
             self._warn(
@@ -579,11 +587,10 @@ def _count(value: object) -> int | None:
     """A number of tokens, however it is written; None where it can't be one."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 8:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = finite(value)
+    if number is None or not 0 <= number <= _MOST_TOKENS or not number.is_integer():
         return None
-    if not 0 <= value <= _MOST_TOKENS or value != int(value):  # NaN fails the first
-        return None
-    return int(value)
+    return int(number)
 
 
 def _text(content: object) -> str | None:
@@ -631,9 +638,7 @@ def _log_probabilities(choice: Mapping[str, Any]) -> list[float]:
         values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
     else:
         values = _list(held.get("token_logprobs"))
-    known = [
-        float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    known = [number for value in values if (number := finite(value)) is not None]
     return known if len(known) == len(values) and all(-1e5 < value <= 1e-3 for value in known) else []
 
 
@@ -658,13 +663,9 @@ def _weights(choice: Mapping[str, Any], options: Sequence[str]) -> tuple[float, 
     known: dict[str, float] = dict.fromkeys(map(str.lower, options), 0.0)
     for token, value in pairs:
         spelled = token.strip().lower() if isinstance(token, str) else ""
-        if (
-            spelled in known
-            and isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and value <= 1e-3
-        ):
-            known[spelled] += math.exp(value)
+        number = finite(value)
+        if spelled in known and number is not None and number <= 1e-3:
+            known[spelled] += math.exp(number)
     return tuple(known[option.lower()] for option in options) if any(known.values()) else None
 
 
