@@ -215,6 +215,7 @@ def test_a_file_is_read_ahead_once_and_a_pipe_is_not(job: Found) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.6, 0.9, 1.3])
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_one_that_was_not(job: Found, seconds: float) -> None:
     job.go("in.jsonl", "-o", "straight.jsonl")
     job.go(kill_after=seconds)

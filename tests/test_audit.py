@@ -154,6 +154,7 @@ def test_more_audits_fall_at_the_start() -> None:
     assert sum(audited[:300]) > 2 * sum(audited[-300:])
 
 
+@pytest.mark.slow
 def test_where_little_is_at_stake_little_is_audited() -> None:
     """The small model is as good as the large one: to know it better would change nothing."""
     requests, source = made(2000)
@@ -249,6 +250,7 @@ def test_looking_saves_joules_where_a_judge_audits() -> None:
     assert bills[0] < 0.85 * bills[1]
 
 
+@pytest.mark.slow
 def test_sure_aims_higher() -> None:
     plain, lines = run(4000, Audits(), window=64)
     sure, surer = run(4000, Audits(sure=True), window=64)

@@ -573,6 +573,7 @@ def test_messages_that_the_template_refuses_are_that_requests_error(tmp_path):
         ("{{ 'x' * 20000000 }}", "makes 20000000 characters of"),
     ],
 )
+@pytest.mark.slow
 def test_a_chat_template_has_bounds_of_time_and_memory(tmp_path, template, told, monkeypatch):
     import messcli.models.templates as templates
 

@@ -255,6 +255,7 @@ def test_the_file_says_everything_and_reads_back(calibrated: Path) -> None:
     assert not list(calibrated.parent.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_gross_and_net_of_idle(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KnownCounter, "idle_watts", 50.0)
     monkeypatch.setattr(CountedBackend, "seconds", 0.02)
@@ -291,6 +292,7 @@ def test_own_prompts_give_lengths_and_what_uneven_batches_take(zoo: Path) -> Non
     assert "own prompts" in "\n".join(summary.text())
 
 
+@pytest.mark.slow
 def test_a_budget_that_ends_marks_cells_and_the_next_run_goes_on(
     zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +316,7 @@ def test_a_budget_that_ends_marks_cells_and_the_next_run_goes_on(
     assert all(len(cell.joules) >= 1 for model in second.calibration.models for cell in model.cells)
 
 
+@pytest.mark.slow
 def test_a_converged_calibration_measures_nothing_again_unless_asked_to(calibrated: Path) -> None:
     assert measure().readings == 0
     assert measure(fresh=True).readings >= 5 * 18
@@ -350,6 +353,7 @@ def test_a_backend_without_exact_lengths_is_refused(zoo: Path, monkeypatch: pyte
         measure()
 
 
+@pytest.mark.slow
 def test_a_counter_that_fails_keeps_what_was_measured(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountedBackend, "fail_after", 20)
     with pytest.raises(MeterError, match="the counter is gone"):
@@ -478,6 +482,7 @@ def test_two_at_a_time_are_one_too_many(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_readings_of_another_setup_are_not_mixed_in(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountedBackend, "fail_after", 20)
     with pytest.raises(MeterError):
@@ -654,6 +659,7 @@ def test_steps_in_load_are_found_again(in_steps: Path, monkeypatch: pytest.Monke
     assert measure(prompt_tokens=(8, 64, 256), output_tokens=(4, 32)).readings == 0
 
 
+@pytest.mark.slow
 def test_loads_that_memory_refuses_are_left_out(in_steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = CountedBackend.generate_exactly
 
@@ -679,6 +685,7 @@ def test_loads_that_memory_refuses_are_left_out(in_steps: Path, monkeypatch: pyt
     assert len(told) == 2
 
 
+@pytest.mark.slow
 def test_loads_do_not_outlast_the_budget(in_steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch takes 10 ms per request: 512 at a time would take 5 s a reading."""
     whole = CountedBackend.generate_exactly
@@ -717,6 +724,7 @@ def as_format_1(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_a_file_of_0_1_is_read_and_its_readings_are_kept(in_steps: Path) -> None:
     measure()
     calibrated = in_steps.parent / "calibration.json"
@@ -733,6 +741,7 @@ def test_a_file_of_0_1_is_read_and_its_readings_are_kept(in_steps: Path) -> None
     assert all(model.load is not None for model in again.models)
 
 
+@pytest.mark.slow
 def test_readings_of_0_1_are_taken_up(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountedBackend, "fail_after", 20)
     with pytest.raises(MeterError):
@@ -757,6 +766,7 @@ def test_readings_of_0_1_are_taken_up(zoo: Path, monkeypatch: pytest.MonkeyPatch
         ("most_running", "x", 'model "small": load: field "most_running"'),
     ],
 )
+@pytest.mark.slow
 def test_numbers_in_load_that_are_none_are_refused(in_steps: Path, path: str, value: Any, named: str) -> None:
     measure()
     file = in_steps.parent / "calibration.json"
@@ -862,6 +872,7 @@ def test_decisions_are_the_same_whether_or_not_a_run_is_interrupted(
         assert one["joules_predicted"] == pytest.approx(other["joules_predicted"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_calibration_made_between_runs_is_taken_up(zoo: Path) -> None:
     folder = zoo.parent
     write_requests(folder, 64)

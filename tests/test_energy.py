@@ -1202,6 +1202,7 @@ def test_nvml_known_watts_give_joules_within_one_percent(nvml: Callable[[str], A
         assert "NVML power (on recent cards an average over a second)" in line
 
 
+@pytest.mark.slow
 def test_nvml_calls_shorter_than_the_counters_period_are_grouped(nvml: Callable[[str], Any]) -> None:
     joules, truth = nvml("short_calls")
     assert sum(joules) == pytest.approx(truth, rel=0.2)  # within the 100 ms that the counter can't tell
@@ -1248,6 +1249,7 @@ def test_every_nvml_error_is_one_line_with_its_cure(nvml: Callable[[str], Any], 
 
 
 @pytest.mark.parametrize(("what", "told"), [("backwards", "went backwards"), ("leap", "leapt")])
+@pytest.mark.slow
 def test_nvml_counter_that_falls_or_leaps(nvml: Callable[[str], Any], what: str, told: str) -> None:
     found = nvml("faults")[what]
     before, during, after = found["joules"]
@@ -1258,6 +1260,7 @@ def test_nvml_counter_that_falls_or_leaps(nvml: Callable[[str], Any], what: str,
     assert found["next"] == "no error"
 
 
+@pytest.mark.slow
 def test_nvml_counter_that_is_stuck(nvml: Callable[[str], Any]) -> None:
     found = nvml("faults")["stuck"]
     before, _, after = found["joules"]

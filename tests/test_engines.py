@@ -354,6 +354,7 @@ def test_a_trace_is_of_one_run(table_path: Path, tmp_path: Path) -> None:
     assert "Give --engines FILE too" in result.output
 
 
+@pytest.mark.slow
 def test_advice_is_what_takes_least_in_load(table_path: Path, tmp_path: Path) -> None:
     path = engines_file(tmp_path, *(entry(name, 3.0**n) for n, name in enumerate(NAMES)))
     options = [

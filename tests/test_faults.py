@@ -369,6 +369,7 @@ def test_killed_in_a_window_only_what_was_running_is_asked_again(wide_job: Case)
     assert again <= kills * (64 + 5)  # what no transaction had carried yet
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_now_and_loses_nothing(job: Case) -> None:
     job.start_anew()
     slow = {"TOY_SECONDS": "10"}  # a batch: both signals come while one is waited for
@@ -380,6 +381,7 @@ def test_a_second_signal_stops_now_and_loses_nothing(job: Case) -> None:
     job.go_on()
 
 
+@pytest.mark.slow
 def test_a_signal_while_waiting_for_input_or_for_the_lock(server: Server, tmp_path: Path) -> None:
     write_job(tmp_path, requests(20))
     pipe = tmp_path / "pipe"
@@ -406,6 +408,7 @@ def test_a_signal_while_waiting_for_input_or_for_the_lock(server: Server, tmp_pa
 
 @pytest.mark.parametrize("where", ["TOY_CRASH", "METRIC_CRASH"])
 @pytest.mark.parametrize("how", ["raise", slow("exit"), "segfault"])
+@pytest.mark.slow
 def test_a_crash_inside_a_model_or_a_metric(job: Case, where: str, how: str) -> None:
     rng = random.Random(9)
     job.start_anew()
@@ -430,6 +433,7 @@ def test_a_crash_inside_a_model_or_a_metric(job: Case, where: str, how: str) -> 
     case.go_on()
 
 
+@pytest.mark.slow
 def test_killed_while_a_model_is_away(job: Case) -> None:
     """What its requests went on to is known after a kill; it isn't asked for every row."""
     rng = random.Random(13)
@@ -479,6 +483,7 @@ def test_an_outage_stops_the_run_and_burns_nothing(server: Server, window: str) 
     assert not any("error" in row or "failed" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_model_that_comes_back_in_a_pause_goes_on(server: Server, tmp_path: Path) -> None:
     """Every request fails in one way or another for two seconds: the run waits, and then answers all."""
     import threading
@@ -509,6 +514,7 @@ def test_odd_answers_to_everything_burn_few_rows_and_end(server: Server, window:
 @pytest.mark.parametrize(
     ("output", "part"), [("out.jsonl", 4), slow("out.jsonl", 1), slow("out.jsonl.gz", 1)]
 )
+@pytest.mark.slow
 def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(
     server: Server, output: str, part: int
 ) -> None:
@@ -538,6 +544,7 @@ def test_killed_at_calls_that_change_a_file_while_error_rows_are_mended(
 
 
 @pytest.mark.parametrize("window", [slow("8"), "4096"])
+@pytest.mark.slow
 def test_a_signal_while_a_model_loads_is_obeyed_at_once(server: Server, window: str) -> None:
     options = [*PLAIN, "--window", window]
     case = Case(server, "loading", [*requests(30)], output="out.jsonl", options=options)
@@ -551,6 +558,7 @@ def test_a_signal_while_a_model_loads_is_obeyed_at_once(server: Server, window: 
         case.go_on()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_pause_at_once(server: Server) -> None:
     options = [*PLAIN, "--window", "8", "--patience", "60"]
     case = Case(server, "paused", [*requests(30)], output="out.jsonl", options=options)
@@ -605,6 +613,7 @@ def race(server: Server, shim: Path | None, tmp_path: Path, races: int) -> dict[
     return counts
 
 
+@pytest.mark.slow
 def test_one_waits_for_the_other(server: Server, tmp_path: Path) -> None:
     write_job(tmp_path, requests(16))
     args = ["route", "in.jsonl", "-o", "out.jsonl", *OPTIONS]
@@ -671,6 +680,7 @@ def test_killed_with_real_models(tmp_path: Path) -> None:
     print({"kills": kills, "finished and compared": 1})
 
 
+@pytest.mark.slow
 def test_a_window_closes_with_what_has_come_on_a_slow_pipe(server: Server, tmp_path: Path) -> None:
     write_job(tmp_path, requests(9))
     lines = (tmp_path / "in.jsonl").read_bytes().splitlines(keepends=True)

@@ -136,6 +136,7 @@ def controller_of(setup: Setup, knowledge: Part | None = None) -> Controller:
 
 
 @pytest.mark.parametrize("predictor", ["ridge", "linear", "fasttext", "mean"])
+@pytest.mark.slow
 def test_estimates_are_there_before_the_first_answer_and_all_else_begins_anew(predictor: str) -> None:
     setup = Setup(predictor=predictor, horizon=150)
     earlier = controller_of(setup)
@@ -237,6 +238,7 @@ def test_a_job_begins_with_what_an_earlier_one_taught(job: Job, source: str) -> 
 
 
 @pytest.mark.parametrize("source", ["old.jsonl.state", "table.jsonl"])
+@pytest.mark.slow
 def test_a_run_that_goes_on_needs_the_file_no_more(job: Job, source: str) -> None:
     job.route("new.jsonl", "-o", "straight.jsonl", *RIDGE, source)
     job.route("new.jsonl", *RIDGE, source, "--limit", "16")
@@ -400,6 +402,7 @@ def simulated(*args: str) -> str:
     return ended.output
 
 
+@pytest.mark.slow
 def test_simulate_begins_with_a_table_or_the_authors_csv(tmp_path: Path) -> None:
     first, second = (write_table(tmp_path / f"{n}.jsonl", half(n == 1)) for n in (1, 2))
     names = TABLE.names

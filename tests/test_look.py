@@ -390,6 +390,7 @@ def test_no_look_serves_answers_as_they_are(job):
     assert not any(line.startswith("second look") for line in summary.text())
 
 
+@pytest.mark.slow
 def test_a_route_that_is_cut_off_anywhere_goes_on_to_the_same_rows(job, monkeypatch):
     routed, rows_of = job
     routed("whole.jsonl")

@@ -185,6 +185,7 @@ def test_one_command_stands_for_all_devices(tmp_path: Path) -> None:
         open_meter("command", ["cpu"])
 
 
+@pytest.mark.slow
 def test_a_run_by_a_command_of_the_zoo_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = write_zoo(tmp_path, monkeypatch)
     readings = [str(100 * number) for number in range(200)]

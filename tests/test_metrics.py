@@ -727,6 +727,7 @@ def seconds(name: str, unit: str, size: int) -> float:
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
+@pytest.mark.slow
 def test_choice_reads_hostile_text_in_linear_time(unit):
     # a cubic pattern took 7.7 s for a fifth of this, a quadratic one 30 s for this
     assert seconds("choice", unit, MEGABYTE // 10) < 3.0
@@ -858,6 +859,7 @@ def nothing(output, references): return None
 def nan(output, references): return float("nan")
 def infinite(output, references): return float("inf")
 def percent(output, references): return 52
+def endless(output, references): return 10**400
 def fails(output, references): return {}["gone"]
 def leaves(output, references): raise SystemExit(3)
 def talks(output, references): print("scoring", output); return 1.0

@@ -128,6 +128,7 @@ WINDOWS = pytest.mark.parametrize(
 
 @WINDOWS
 @pytest.mark.parametrize("dead", ["small", "large"])
+@pytest.mark.slow
 def test_one_server_that_was_never_there_loses_no_row(zoo: Zoo, window: int, dead: str) -> None:
     other = {"small": "large", "large": "small"}[dead]
     zoo.input(120)
@@ -150,6 +151,7 @@ def test_one_server_that_was_never_there_loses_no_row(zoo: Zoo, window: int, dea
         pytest.param(FLAGGED, id="flagged"),
     ],
 )
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_loses_no_row(zoo: Zoo, window: int, reply: Reply) -> None:
     zoo.input(200 if window > 1 else 60)
     count = 200 if window > 1 else 60
@@ -166,6 +168,7 @@ def test_a_server_that_dies_in_the_middle_loses_no_row(zoo: Zoo, window: int, re
 @pytest.mark.parametrize(
     "reply", [FLAGGED, TOO_LONG, (451, {"error": "not here"})], ids=["flagged", "length", "legal"]
 )
+@pytest.mark.slow
 def test_what_one_model_refuses_is_answered_by_the_other(zoo: Zoo, window: int, reply: Reply) -> None:
     zoo.input(80)
     zoo.says = lambda model, prompt, before: reply if model == "small" and "long" in prompt else None
@@ -209,6 +212,7 @@ def test_a_wrong_key_is_the_runs_trouble(zoo: Zoo) -> None:
     assert not any("error" in row for row in zoo.rows())
 
 
+@pytest.mark.slow
 def test_an_odd_status_after_answers_is_that_requests_trouble(zoo: Zoo) -> None:
     zoo.input(60)
     gone: Reply = (404, {"error": {"message": "no such page"}})

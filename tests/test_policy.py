@@ -317,6 +317,7 @@ def test_models_asked_beside_the_served_one_take_the_share_that_is_said():
 
 @pytest.mark.parametrize("rows", [60, 300, slow(3000)])
 @pytest.mark.parametrize("window", [1, None])
+@pytest.mark.slow
 def test_alpha_is_kept_on_a_made_zoo(rows, window):
     requests, source = table(rows)
     best = np.mean([source.outcomes[r.id]["large"].accuracy for r in requests])
@@ -393,6 +394,7 @@ def test_fixed_policies_never_explore(policy):
     assert all(len(line.outcomes) == 1 for line in settled)
 
 
+@pytest.mark.slow
 def test_random_just_meets_alpha():
     requests, source = table(4000)
     settled = run(requests, source, controller(RandomConstrained(0), "mean"))
@@ -571,6 +573,7 @@ def other_words(requests):
 
 
 @pytest.mark.parametrize("changes", [slow(False), True])
+@pytest.mark.slow
 def test_directions_follow_traffic_that_changes_and_no_other(monkeypatch, changes):
     fits = []
     anew = LatentSpace.fit_anew

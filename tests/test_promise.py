@@ -108,6 +108,7 @@ def test_the_report_states_them(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", [next(iter(FAILING)), *map(slow, list(FAILING)[1:])])
+@pytest.mark.slow
 def test_what_failed_is_counted_once_however_often_a_run_is_stopped(
     server: Server, tmp_path: Path, why: str
 ) -> None:

@@ -150,6 +150,7 @@ MENDED: list[tuple[dict[str, Any] | str, dict[str, Any], int]] = [  # a bad line
 
 @pytest.mark.parametrize(("bad", "good", "left"), MENDED)
 @pytest.mark.parametrize("window", ["1", "4096"])
+@pytest.mark.slow
 def test_a_mended_line_takes_the_place_of_its_error_row(
     server: Server, tmp_path: Path, bad: Any, good: dict[str, Any], left: int, window: str
 ) -> None:
@@ -192,6 +193,7 @@ def content_ids(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("window", ["8", slow("4096")])
 @pytest.mark.parametrize("output", [slow("out.jsonl"), "out.jsonl.gz"])
+@pytest.mark.slow
 def test_killed_while_it_mends(server: Server, tmp_path: Path, window: str, output: str) -> None:
     """A killed retry goes on, and comes to the bytes and the ledger of one that wasn't."""
     rng = random.Random(5)
@@ -219,6 +221,7 @@ def test_killed_while_it_mends(server: Server, tmp_path: Path, window: str, outp
     assert kills >= 3
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_asks_nothing_twice(server: Server, tmp_path: Path) -> None:
     """What failed before a kill is asked again by the run after the one that ends the job, and not before."""
     job = Job(server, tmp_path)

@@ -150,6 +150,7 @@ def test_standard_input_and_output(job: Job) -> None:
     assert not list(job.folder.glob("*-*"))  # no file is called "-"
 
 
+@pytest.mark.slow
 def test_a_damaged_archive_keeps_what_was_before_the_damage(job: Job) -> None:
     job.write([{"id": n, "prompt": f"a {n * n} b"} for n in range(4000)])
     packed = gzip.compress((job.folder / "in.jsonl").read_bytes())
@@ -307,6 +308,7 @@ def test_settings_that_do_not_mix_are_refused(job: Job, options: list[str], was:
     assert len(job.rows()) == 10
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_under_the_metric_that_follows_its_own(job: Job) -> None:
     job.write(requests(15))
     options = ["--metric", "rouge1"]

@@ -103,6 +103,7 @@ def test_every_exploration_is_billed_in_full():
 
 
 @pytest.mark.parametrize("predictor", ["linear", "ridge", "fasttext", "mean"])
+@pytest.mark.slow
 def test_a_run_says_the_same_when_its_features_are_known(predictor):
     table = make_table(90)
     own = task(predictor=predictor, learn="all", shuffled=True, seed=3)
@@ -114,6 +115,7 @@ def test_orders_differ_and_are_reproducible():
     assert results[0] == results[2] != results[1]
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_process_gives():
     config = SimulateConfig((0.65, 0.75), v=(0.1, 1.0), c=(1.0,), orders=2, setup=Setup(predictor="linear"))
     assert simulate(TABLE, replace(config, jobs=2)) == simulate(TABLE, config)
@@ -239,6 +241,7 @@ def test_advice_is_the_cheapest_setting_that_keeps_the_promise():
         (((64, 0.9), (128, 1.01)), None, "too short to route: with all 128 requests it takes 1.01 of large alone"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_job_may_be_too_short_to_route(tried, enough, told):
     table = make_table(150)
     config = SimulateConfig((0.66,), v=(0.1,), c=(0.3,), orders=2, setup=Setup(predictor="linear"))
@@ -274,6 +277,7 @@ def test_where_one_model_takes_less_its_command_is_advised(alpha, command):
     assert f"Use {advice.lengths.model}" in "\n".join(advice_lines(table, advice))
 
 
+@pytest.mark.slow
 def test_shorter_jobs_are_run_and_compared_with_one_model_alone():
     table = make_table(300)
     config = SimulateConfig((0.66,), v=(0.001,), c=(0.3,), orders=3, setup=Setup(predictor="linear"))

@@ -207,6 +207,7 @@ def test_standard_error_never_decides_a_run(folder: Path, how: str) -> None:
     assert found.returncode == 0  # a finished job with nothing to say
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_what_is_printed_is_one_line(folder: Path) -> None:
     assert run(folder, *ROUTE, "-o", "-", "--state", "s.state").returncode == 0
     assert run(folder, "record", *ROUTE[1:], "-o", "table.jsonl").returncode == 0
@@ -285,6 +286,7 @@ def long_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130), slow(signal.SIGKILL, -9)]
 )
+@pytest.mark.slow
 def test_a_signal_ends_simulates_workers(folder: Path, long_table: Path, number: int, code: int) -> None:
     simulate = ("simulate", str(long_table), "--alpha", "0.5", "--order-seeds", "40", "--jobs", "2", "-q")
     process = start(folder, *simulate)

@@ -253,6 +253,7 @@ def test_windows_leave_models_out_and_the_job_takes_less() -> None:
     assert any(len(asked) < 3 for _, _, windows in aware for asked in windows[3:])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_decides_as_one_that_was_never_stopped() -> None:
     requests, recorded = table(ROWS, 5)
     whole = controller()
@@ -342,6 +343,7 @@ def test_knowledge_brings_the_loads_that_its_joules_were_read_at() -> None:
     assert control.learnt.loads.state().dumps() == state.parts["loads"].dumps()
 
 
+@pytest.mark.slow
 def test_joules_that_were_read_at_loads_of_an_earlier_version_are_read_anew() -> None:
     """They were learnt as they were read, and predicted for full engines by numbers that aren't kept any more."""
     state = learnt_state()
