@@ -350,10 +350,10 @@ def _row(
     error: str | None,
     names: Mapping[str, str],
 ) -> dict[str, Any]:
-    ours = {names.get(name, name): value for name, value in values.items()}
-    # also those that only some rows have: a field of the input has one name in all rows
-    taken = {"id", *ours, *(names.get(name, name) for name in ("error", *STAGE_FIELDS))}
+    ours = {names.get(name, name): value for name, value in values.items()} if names else values
     row: dict[str, Any] = {"id": identity}
+    # also those that only some rows have: a field of the input has one name in all rows
+    taken = {"id", *ours, *(names.get(name, name) for name in ("error", *STAGE_FIELDS))} if own else ()
     for name, value in own.items():
         free = name
         while free in taken or (free != name and free in own):

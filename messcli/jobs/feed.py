@@ -139,7 +139,7 @@ class Feed:
         if line.plan is None and self._plan is not None:
             line = replace(line, plan=self._plan)
         if self._alphas.keys() == {DEFAULT_PLAN}:  # no plans: a field of that name is the user's own
-            return replace(line, plan=None)
+            return line if line.plan is None else replace(line, plan=None)
         plan = DEFAULT_PLAN if line.plan is None else line.plan
         if plan not in self._alphas:
             names = ", ".join(sorted(name for name in self._alphas if name)) or "none"

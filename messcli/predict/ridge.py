@@ -66,8 +66,9 @@ class RidgePredictor(Regression):
     def _learn(self, at: Array, observed: Array) -> None:
         if self.version:
             guesses = np.clip(at @ self._candidates[:-1] + self._candidates[-1], 0.0, 1.0)
-            errors = guesses.reshape(len(self._losses), self._models) - observed
-            self._losses += np.nansum(errors**2, axis=1)
+            errors = (guesses.reshape(len(self._losses), self._models) - observed) ** 2
+            errors[:, np.isnan(observed)] = 0.0
+            self._losses += errors.sum(axis=1)
         super()._learn(at, observed)
 
     def solve(self) -> None:

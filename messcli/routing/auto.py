@@ -103,6 +103,7 @@ class Auto:
         self._c = c
         self._seed = seed
         self._promises: dict[str, Promise] = {}
+        self._hoped: tuple[tuple[float, ...], list[float]] = (), []  # the last optimism, and what it is of
 
     # ---- deciding --------------------------------------------------------------------------------
 
@@ -185,16 +186,20 @@ class Auto:
     def _bonus(self, view: View, estimates: Sequence[float]) -> list[float]:
         """What is added to the estimates of one request: none is hoped to be above 1."""
         promise, reachable = self._promise(view.plan), self._aim_of(view).reachable
-        optimism = self._optimism(promise, np.asarray(view.samples), reachable=reachable).tolist()
+        optimism = self._optimism(promise, view.samples, reachable=reachable)
         return [min(more, max(1.0 - known, 0.0)) for known, more in zip(estimates, optimism, strict=True)]
 
-    def _optimism(self, promise: Promise, samples: Array, *, reachable: bool) -> Array:
+    def _optimism(self, promise: Promise, samples: Sequence[float], *, reachable: bool) -> list[float]:
         """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""
-        optimism, variance = self.tuning.optimism, promise.residuals.variance
-        errors = deviations(self.tuning.levels, samples, variance)
-        if not reachable:
-            return optimism.errors_unreachable * errors
-        return optimism.errors * errors / np.sqrt(1.0 + variance / (errors**2 * optimism.known))
+        variance = promise.residuals.variance
+        known = (*samples, variance, reachable)
+        if known != self._hoped[0]:  # all requests of a window have the same
+            optimism = self.tuning.optimism
+            errors = deviations(self.tuning.levels, np.array(samples), variance)
+            fading = optimism.errors / np.sqrt(1.0 + variance / (errors**2 * optimism.known))
+            more = errors * (fading if reachable else optimism.errors_unreachable)
+            self._hoped = known, more.tolist()
+        return self._hoped[1]
 
     def _promise(self, plan: str) -> Promise:
         return self._promises.get(plan) or self._unknown()
@@ -302,8 +307,8 @@ class Auto:
             blind=blind,
             dearer=dearer,
         )
-        bonus = self._optimism(promise, recent.samples, reachable=True)
-        bonus = np.minimum(bonus, np.maximum(1.0 - recent.estimates, 0.0))
+        optimism = self._optimism(promise, recent.samples.tolist(), reachable=True)
+        bonus = np.minimum(optimism, np.maximum(1.0 - recent.estimates, 0.0))
         errors = deviations(self.tuning.levels, recent.samples, residuals.variance)
         return solve(recent.estimates, recent.joules, bonus, errors, standing, self.tuning.price, looks)
 

@@ -243,9 +243,9 @@ class Decider:
                 later += auditor.is_later(decision)
             seen = tells if auditor is None else decision.audited
             if decision.checked_by is None and seen:
-                decision = replace(
-                    decision, checked_by=self._reads(t, asked if explored else (model,), joules, checkers)
-                )
+                reader = self._reads(t, asked if explored else (model,), joules, checkers)
+                if reader is not None:
+                    decision = replace(decision, checked_by=reader)
             decisions.append(decision)
             if estimates is not None:
                 counts = decision.counted_on is not None and decision.model == model

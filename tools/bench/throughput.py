@@ -35,6 +35,7 @@ from messcli.zoo import BUNDLED_ZOO
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples" / "requests.jsonl"
 BATCH = 16
+MEMORY_WINDOW = 8192  # requests that are decided together
 
 
 def expect(what: str, measured: str, expected: str, met: bool) -> bool:
@@ -143,8 +144,10 @@ def engine(folder: Path, windows: int, window: int, *, continuous: bool) -> bool
         since = 0.0
         done = 0
 
-        def between_windows(_: Any) -> None:
+        def between_windows(progress: Any) -> None:
             nonlocal since, done
+            if progress.finished < min((done + 1) * window, len(prompts)):
+                return  # rows of a window that is still at work
             seconds = time.perf_counter() - since
             part = prompts[done * window : (done + 1) * window]
             if done:  # the first window warms up
@@ -222,6 +225,7 @@ class Instant:
     fault = None
     checkers: Mapping[int, int] = {}
     named_overhead: Mapping[str, float] = {}
+    loads: Mapping[str, Any] = {}
 
     @staticmethod
     def _outcome(request: Request, m: int) -> Outcome:
@@ -256,7 +260,9 @@ def instant_zoo(work: Path) -> Path:
     return work / "zoo.toml"
 
 
-def run_instant(work: Path, count: int, predictor: str, on_progress: Any = None) -> float:
+def run_instant(
+    work: Path, count: int, predictor: str, on_progress: Any = None, window: int | None = None
+) -> float:
     """CPU seconds of a whole route, without what the models' stand-in took."""
     messcli.jobs.route.LazyLive = Instant  # type: ignore[assignment,misc]  # the models are what is left out here
     Instant.spent = 0.0
@@ -268,6 +274,7 @@ def run_instant(work: Path, count: int, predictor: str, on_progress: Any = None)
             output=str(output),
             zoo=str(instant_zoo(work)),
             predictor=predictor,
+            window=window,
         ),
         on_progress=on_progress,
     )
@@ -317,10 +324,10 @@ def memory(count: int) -> bool:
         write_input(work / f"{count}.jsonl", count)
 
         def watch(progress: Any) -> None:
-            if progress.finished % 3200 == 0:
+            if not seen or progress.finished >= seen[-1][0] + 3200:
                 seen.append((progress.finished, process.memory_info().rss))
 
-        seconds = run_instant(work, count, "linear", watch)
+        seconds = run_instant(work, count, "linear", watch, MEMORY_WINDOW)
     tenth = max(rss for finished, rss in seen if finished <= count // 10)
     rest = max(rss for finished, rss in seen if finished > count // 10)
     grown = (rest - tenth) / 2**20
