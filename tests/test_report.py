@@ -13,6 +13,7 @@ from fake_models import SKILLS, requests, write_joules, write_zoo
 
 from messcli.cli import main
 from messcli.errors import InputError, MessError
+from messcli.files.dialects import load_dialect
 from messcli.jobs.record import record
 from messcli.jobs.route import RouteConfig, route
 from messcli.report import make_report
@@ -145,6 +146,23 @@ def test_an_output_file_tells_what_it_holds_and_what_is_missing(finished):
     bare = make_report(str(finished / "out.jsonl"))
     assert bare.promises[0].verdict == "unknown"
     assert "alpha: give it with --alpha" in bare.missing
+
+
+def test_an_output_in_openais_shape_tells_the_same(finished, tmp_path):
+    lines = (finished / "out.jsonl").read_text().splitlines()
+    batch = load_dialect("openai-batch").write
+    (tmp_path / "batch.jsonl").write_text("".join(f"{json.dumps(batch(json.loads(row)))}\n" for row in lines))
+    theirs, ours = (
+        make_report(str(folder / name), alpha=0.8)
+        for folder, name in ((tmp_path, "batch.jsonl"), (finished, "out.jsonl"))
+    )
+    assert theirs.requests == ours.requests > 0
+    assert (theirs.failed, theirs.mix, theirs.promises) == (ours.failed, ours.mix, ours.promises)
+    assert theirs.billed_joules == ours.billed_joules
+    # of a server, or of `vllm run-batch`
+    (tmp_path / "other.jsonl").write_text('{"id": "x", "custom_id": "a", "response": {}, "error": null}\n')
+    with pytest.raises(InputError, match=r"other\.jsonl:1: has no \"model\": no row of `messcli route`"):
+        make_report(str(tmp_path / "other.jsonl"))
 
 
 def test_reliability_compares_estimates_with_what_came(finished, rows):

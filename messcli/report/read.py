@@ -15,6 +15,7 @@ import numpy as np
 
 from messcli.amounts import is_amount
 from messcli.errors import InputError, shown
+from messcli.files.dialects import row_of
 from messcli.files.requests import STDIN, open_input
 from messcli.jsonl import BadLine, TornFile, objects
 from messcli.report.audits import Standing
@@ -154,13 +155,14 @@ def _from_output(path: str, alpha: float | None) -> Report:
     lost: Counter[str] = Counter()  # by plan
     energy: dict[tuple[str, str, str], tuple[float, int]] = {}
     seen: set[str] = set()
-    for number, row in _rows(path):
+    for number, line in _rows(path):
+        row = line if "model" in line else row_of(line)
         if "models" in row and "model" not in row:
             raise InputError(
                 f"{path}:{number}: is an outcomes table. `messcli simulate` reads it; `report` takes a state or "
                 "the output of `messcli route`"
             )
-        if "model" not in row and "error" not in row:
+        if "model" not in row and row.get("error") is None:
             raise InputError(
                 f'{path}:{number}: has no "model": no row of `messcli route`. Name its output, or a state'
             )

@@ -73,4 +73,13 @@ def _body(row: Mapping[str, Any], digest: str) -> dict[str, Any]:
     }
 
 
-OPENAI_BATCH = Dialect("OpenAI batch requests", _looks_like, _read, _write)
+def _unwrite(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `report` counts; the answer stays where it is."""
+    ours, error = line.get("messcli"), line.get("error")
+    if "custom_id" not in line or not isinstance(ours, dict):
+        return None
+    told = {} if not isinstance(error, dict) else {"error": error.get("message")}
+    return {"id": line["custom_id"], **ours, **told}
+
+
+OPENAI_BATCH = Dialect("OpenAI batch requests", _looks_like, _read, _write, _unwrite)
