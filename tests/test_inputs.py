@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import re
 from collections import Counter
 from contextlib import suppress
@@ -206,6 +208,11 @@ def test_files_that_are_no_lines_are_told_as_what_they_are(tmp_path: Path) -> No
         (json.dumps(rows, indent=2).encode(), r"is a JSON array.*jq -c '\.\[\]'"),
         (json.dumps(rows[0], indent=2).encode(), r"take several lines each.*jq -c \."),
         (json.dumps(rows[0]).encode("utf-16"), r"is UTF-16\. .*iconv -f UTF-16"),
+        (b"id,prompt\n1,hello\n", r"is a table of columns \(CSV\).*csv\.DictReader"),
+        (b'\xef\xbb\xbf"the id"\t"prompt"\n1\thello\n', r"is a table of columns \(CSV\)"),
+        (bz2.compress(b"{}"), r"is bzip2\. .*bzip2 -dc"),
+        (lzma.compress(b"{}"), r"is xz\. .*xz -dc"),
+        (b"PK\x03\x04\x14\x00\n", r"is a zip archive\. .*unzip -p"),
     ):
         (tmp_path / "in.jsonl").write_bytes(data)
         with (
@@ -213,6 +220,13 @@ def test_files_that_are_no_lines_are_told_as_what_they_are(tmp_path: Path) -> No
             open_input(str(tmp_path / "in.jsonl")) as handle,
         ):
             list(read_requests(handle, "in.jsonl"))
+
+
+@pytest.mark.parametrize("first", [b"hello", b"hello, world", b'{"prompt": "a",', b"1,2,\xff", b'"a"', b","])
+def test_a_first_line_that_is_damaged_is_that_lines_trouble(first: bytes) -> None:
+    broken, good = read(first + b"\n" + GOOD + b"\n")
+    assert isinstance(broken, Rejected)
+    assert isinstance(good, Request)
 
 
 def test_what_is_packed_is_read_whatever_its_name(tmp_path: Path) -> None:
@@ -291,7 +305,8 @@ def test_any_bytes(data: bytes) -> None:
     try:
         lines = read(data)
     except InputError:  # another kind of file, by its first line
-        assert re.match(rb"\s*(\[|\{\s*\n|\x1f\x8b|PAR1|\xff\xfe|\xfe\xff)", data)
+        known = rb"\[|\{\s*\n|\x1f\x8b|PAR1|\xff\xfe|\xfe\xff|BZh|\xfd7zXZ|PK\x03\x04|\x28\xb5\x2f\xfd|(\xef\xbb\xbf)?[\w\"]+[,;\t]"
+        assert re.match(rb"\s*(" + known + rb")", data)
         return
     assert len(lines) == sum(1 for line in data.split(b"\n") if line.rstrip())
     assert len({line.key for line in lines}) == len(lines)

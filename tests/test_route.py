@@ -463,8 +463,11 @@ def test_rows_are_printed_once_and_can_be_printed_again(job: Job) -> None:
     first = job.route("-o", "-", "--state", "S", "--limit", "16").stdout
     second = job.route("-o", "-", "--state", "S").stdout
     again = job.server.run(["rows", "S"], job.folder)
-    assert again.status == 0
+    assert (again.status, again.stderr) == (0, "")
     job.route()
+    of_a_file = job.server.run(["rows", "out.jsonl.state"], job.folder)
+    assert (of_a_file.status, of_a_file.stdout) == (0, b"")
+    assert of_a_file.stderr == "nothing to print: its rows stand in out.jsonl\n"
     assert first + second == again.stdout == (job.folder / "out.jsonl").read_bytes()
     assert job.route("-o", "-", "--state", "S").stdout == b""
 

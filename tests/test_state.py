@@ -110,8 +110,8 @@ def test_several_outputs_and_standard_output_over_one_state(
     assert (tmp_path / "two").read_text() == '{"id": 6}\n'
     printed = capfdbinary.readouterr().out
     assert printed == b'{"id": 4}\n{"id": 5}\n'
-    print_rows(path, "-")
-    print_rows(path, str(tmp_path / "two"))
+    assert print_rows(path, "-") == []
+    assert print_rows(path, str(tmp_path / "two")) == [str(tmp_path / name) for name in ("one", "two")]
     assert capfdbinary.readouterr().out == printed
 
 

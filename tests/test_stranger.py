@@ -91,9 +91,11 @@ SLIPS = [
     Slip("record no.jsonl -o o.jsonl", ("no.jsonl: no such file",)),
     # the output
     Slip("route in.jsonl -o in.jsonl", ("both the output and the input", "Give"), 2),
+    Slip("route in.jsonl -o out/", ("out/: is a folder", "Name a file in it"), 2),
+    Slip("route in.jsonl -o .", (".: is a folder", "Name a file in it"), 2),
     Slip("route in.jsonl -o ./in.jsonl", ("both the output and the input",), 2),
     Slip("route in.jsonl -o x --state ./x", ("is the state's own file", "another name"), 2),
-    Slip("route in.jsonl -o a_folder", ("a_folder: is no regular file", "Name a file"), 2),
+    Slip("route in.jsonl -o a_folder", ("a_folder: is a folder", "Name a file"), 2),
     Slip("route in.jsonl -o nowhere/o.jsonl", ("No such file or directory", "existing, writable folder")),
     Slip("route in.jsonl -o out.jsonl", ("knows nothing of", "Move it away")),
     Slip("route in.jsonl", ("--output",), 2),

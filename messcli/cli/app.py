@@ -276,7 +276,9 @@ def rows(state_path: Path, output: str, wait_seconds: float) -> None:
     """
     from messcli.state.state import print_rows
 
-    print_rows(state_path, output, wait_seconds=wait_seconds)
+    files = print_rows(state_path, output, wait_seconds=wait_seconds)
+    if files:
+        say(f"nothing to print: its rows stand in {', '.join(files)}")
 
 
 @main.command(

@@ -179,6 +179,16 @@ def read_requests(
         parser.close()
 
 
+_PACKED = (  # how a file begins that is unpacked by other programs
+    (b"BZh", "bzip2", "bzip2 -dc"),
+    (b"\xfd7zXZ", "xz", "xz -dc"),
+    (b"PK\x03\x04", "a zip archive", "unzip -p"),
+    (b"(\xb5/\xfd", "zstd", "zstd -dc"),
+)
+# Two names or more, as the head of a table has them
+_TABLE = re.compile(rb"(\xef\xbb\xbf)?(\w[\w .-]*|\"\w[\w .-]*\")([,;\t](\w[\w .-]*|\"\w[\w .-]*\"))+")
+
+
 def _refuse_other_files(first: bytes, name: str) -> None:
     """Raise InputError where the first line shows that the file is no JSON lines at all."""
     first = first.strip()
@@ -192,6 +202,15 @@ def _refuse_other_files(first: bytes, name: str) -> None:
         raise InputError(f"{name}: is Parquet, which can't be read from a pipe. Name the file")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{name}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8")
+    for start, kind, cure in _PACKED:
+        if first.startswith(start):
+            raise InputError(f"{name}: is {kind}. Unpack it on the way: {cure} | messcli ... -")
+    if _TABLE.fullmatch(first):
+        columns = "import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]"
+        raise InputError(
+            f"{name}: is a table of columns (CSV), not JSON lines. Make lines, and name their column of prompts with "
+            f"--prompt-field: python3 -c '{columns}' < {name}"
+        )
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's chats, and of its responses

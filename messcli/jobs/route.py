@@ -282,6 +282,8 @@ def _check(config: RouteConfig) -> None:
             raise UsageError(
                 f"--rename {name}={new}: another column is called {new}. Give it a name of its own"
             )
+    if config.output.endswith(os.sep) or Path(config.output).is_dir():
+        raise UsageError(f"{config.output}: is a folder. Name a file in it")
     if config.output != STDOUT and os.path.realpath(config.input) == os.path.realpath(config.output):
         raise UsageError(
             f"{config.output}: is both the output and the input. Give the rows a file of their own"

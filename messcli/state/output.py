@@ -338,6 +338,16 @@ class Output:
         for _, line in self._missing(self._name_of(output), 0):
             yield line
 
+    def files(self) -> list[str]:
+        """All that it knows."""
+        if self._database.path is None:
+            return []
+        folder = self._database.path.parent
+        return [
+            str(folder / name)
+            for (name,) in self._database.rows("SELECT path FROM outputs WHERE path <> '-' ORDER BY path")
+        ]
+
     def unfinished(self) -> list[tuple[str, int]]:
         """Other files than the one that is open whose last rows aren't known to be on disk, and how many."""
         if self._database.path is None:

@@ -84,8 +84,11 @@ class State:
         self.close(failed=kind is not None)
 
 
-def print_rows(path: Path, output: str, *, wait_seconds: float = 0.0) -> None:
+def print_rows(path: Path, output: str, *, wait_seconds: float = 0.0) -> list[str]:
     """Print the rows that the state at `path` keeps of `output` to standard output.
+
+    Returns:
+        Where its rows stand, if it keeps none: the files that it wrote.
 
     Raises:
         StateError: there is no such state, or it can't be read.
@@ -95,5 +98,8 @@ def print_rows(path: Path, output: str, *, wait_seconds: float = 0.0) -> None:
         raise StateError(f"{path}: no such file. Name the --state that the rows were routed with")
     with State(path, wait_seconds=wait_seconds) as state:
         rows = state.output.rows(output)
+        count = 0
         while batch := list(islice(rows, 1000)):
             write_data("".join(f"{line}\n" for line in batch).encode())
+            count += len(batch)
+        return [] if count else state.output.files()
