@@ -724,6 +724,28 @@ def as_format_1(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.parametrize("name", ["c.json", "c.json.partial"])
+@pytest.mark.parametrize(
+    "data", [b"id,prompt\n1,hello\n", b'{"prompt": "a"}\n', b"[]\n", b"no end", b"\xff\n"]
+)
+def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with (
+        pytest.raises(CalibrationError, match=r"c\.json.*: is there, and .*name another -o|Name another -o"),
+        Kept.open(str(tmp_path / "c.json")) as kept,
+    ):
+        kept.start({"models": []}, fresh=True, tell=lambda _: None)
+    assert (tmp_path / name).read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_a_first_line_that_a_crash_tore_is_written_anew(tmp_path, size):
+    (tmp_path / "c.json.partial").write_bytes(b'{"models": []}\n'[:size])
+    with Kept.open(str(tmp_path / "c.json")) as kept:
+        kept.start({"models": []}, fresh=False, tell=lambda _: None)
+    assert (tmp_path / "c.json.partial").read_bytes() == b'{"models": []}\n'
+
+
 @pytest.mark.slow
 def test_a_file_of_0_1_is_read_and_its_readings_are_kept(in_steps: Path) -> None:
     measure()

@@ -305,7 +305,9 @@ def test_any_bytes(data: bytes) -> None:
     try:
         lines = read(data)
     except InputError:  # another kind of file, by its first line
-        known = rb"\[|\{\s*\n|\x1f\x8b|PAR1|\xff\xfe|\xfe\xff|BZh|\xfd7zXZ|PK\x03\x04|\x28\xb5\x2f\xfd|(\xef\xbb\xbf)?[\w\"]+[,;\t]"
+        packed = rb"\x1f\x8b|BZh|\xfd7zXZ|PK\x03\x04|\x28\xb5\x2f\xfd"
+        table = rb"(\xef\xbb\xbf)?[\w\"][\w .\"-]*[,;\t]"
+        known = rb"\[|\{\s*\n|PAR1|\xff\xfe|\xfe\xff|" + packed + b"|" + table
         assert re.match(rb"\s*(" + known + rb")", data)
         return
     assert len(lines) == sum(1 for line in data.split(b"\n") if line.rstrip())

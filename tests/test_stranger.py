@@ -48,6 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "noalpha.toml": MODEL,
         "table.jsonl": json.dumps(OUTCOME) + "\n",
         "out.jsonl": '{"other": 1}\n',
+        "rows.jsonl": '{"model": "small", "joules": 1.0}\n',
+        "a.state": "SQLite format 3\0",
         "strange_metric.py": "def nan(output, references): return float('nan')\n"
         "def text(output, references): return 'good'\ndef breaks(output, references): return 1 / 0\n",
         "broken_metric.py": "def f(:\n",
@@ -99,6 +101,29 @@ SLIPS = [
     Slip("route in.jsonl -o nowhere/o.jsonl", ("No such file or directory", "existing, writable folder")),
     Slip("route in.jsonl -o out.jsonl", ("knows nothing of", "Move it away")),
     Slip("route in.jsonl", ("--output",), 2),
+    Slip(
+        "simulate table.jsonl --alpha 0.5 --metric exact --out ./table.jsonl",
+        ("is a file of this command already",),
+        2,
+    ),
+    Slip(
+        "simulate table.jsonl --alpha 0.5 --metric exact --trace table.jsonl",
+        ("is a file of this command already",),
+        2,
+    ),
+    Slip(
+        "simulate table.jsonl --alpha 0.5 --metric exact --out o --trace o",
+        ("--trace o: is a file of this command",),
+        2,
+    ),
+    Slip(
+        "simulate table.jsonl --alpha 0.5 --metric exact --out a.state",
+        ("--out a.state: is a state", "another name"),
+        2,
+    ),
+    Slip("report table.jsonl --html table.jsonl", ("is an outcomes table",)),
+    Slip("report rows.jsonl --html rows.jsonl", ("--html rows.jsonl: is a file of this command",), 2),
+    Slip("report rows.jsonl --html a.state", ("--html a.state: is a state",), 2),
     # settings
     Slip(ROUTE + "--alpha 52", ("from 0 to 1", "did you mean 0.52?"), 2),
     Slip(ROUTE + "--alpha -1", ("from 0 to 1",), 2),

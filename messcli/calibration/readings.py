@@ -101,6 +101,7 @@ class Kept:
         if output == STDOUT:
             yield cls(output, None)
             return
+        _refuse_other_file(Path(output))
         path = _partial(output)
         try:
             handle = path.open("a+b")
@@ -124,8 +125,13 @@ class Kept:
         if self._handle is None:
             return
         self._handle.seek(0)
-        whole = self._handle.read().rpartition(b"\n")[0]  # a crash tears the last line
+        whole, _, torn = self._handle.read().rpartition(b"\n")  # a crash tears the last line
         found = [value for _, value in values(io.BytesIO(whole))]
+        if (whole or torn) and not _begins_like(setup, found, torn):
+            raise CalibrationError(
+                f"{_partial(self._output)}: is there, and holds no readings of a calibration. Move it away, or name "
+                "another -o"
+            )
         if found and not fresh and found[0] == setup:
             self._take(found[1:], {name: size for name, _, _, size, _ in setup["models"]})
             os.truncate(self._handle.fileno(), len(whole) + 1)
@@ -174,7 +180,7 @@ class Kept:
 
     def _write(self, value: object) -> None:
         if self._handle is not None:
-            self._handle.write(json.dumps(value, sort_keys=True).encode() + b"\n")
+            self._handle.write(_line(value))
 
     def _sync(self) -> None:
         if self._handle is not None:
@@ -187,6 +193,30 @@ class Kept:
             return  # its caller has standard output
         save(Path(self._output), text)
         _partial(self._output).unlink(missing_ok=True)
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raise CalibrationError where somebody else's file would be written over."""
+    try:
+        data = path.read_bytes()
+    except OSError:  # none, or none that can be written: told later
+        return
+    with suppress(ValueError):
+        document = json.loads(data or b'{"models": []}')
+        if isinstance(document, dict) and "models" in document:
+            return
+    raise CalibrationError(f"{path}: is there, and is no calibration. Name another -o")
+
+
+def _begins_like(setup: Mapping[str, Any], found: Sequence[Any], torn: bytes) -> bool:
+    """Whether a file of kept readings begins so; with a setup of any version, or the torn one of this."""
+    if found:
+        return isinstance(found[0], dict) and "models" in found[0]
+    return _line(setup).startswith(torn)
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
 def _partial(output: str) -> Path:

@@ -240,7 +240,7 @@ def report(path: str, alpha: float | None, as_json: bool, html_path: str | None,
         from messcli.files.sinks import write_text
         from messcli.report.page import page
 
-        write_text(Path(html_path), page(found), "--html")
+        write_text(Path(html_path), page(found), "--html", read=(path, beside))
     if as_json:
         put(json.dumps(found.as_json(), indent=2) + "\n")
     else:

@@ -13,7 +13,7 @@ import stat
 import time
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 from messcli.errors import MessError, StateBusy, UsageError
 from messcli.files.standard import data_output
+
+SQLITE = b"SQLite format 3\0"  # how a state begins
 
 STDOUT = "-"
 
@@ -313,8 +315,24 @@ def _checksum_of(file: Any, begin: int, end: int) -> int:
     return checksum
 
 
-def write_text(path: Path, text: str, option: str) -> None:
-    """Write a file the user asked for by `option`; raises MessError where that can't be done."""
+def write_text(path: Path, text: str, option: str, *, read: Iterable[str | None] = ()) -> None:
+    """Write a file the user asked for by `option`.
+
+    Args:
+        read: what else the command works with. Neither that nor a state is written over.
+
+    Raises:
+        UsageError: it would be.
+        MessError: it can't be written.
+    """
+    with suppress(OSError):
+        if any(one is not None and Path(one).exists() and path.samefile(one) for one in read):
+            raise UsageError(f"{option} {path}: is a file of this command already. Give it another name")
+        if path.is_file():
+            with path.open("rb") as file:
+                is_state = file.read(len(SQLITE)) == SQLITE
+            if is_state:
+                raise UsageError(f"{option} {path}: is a state. Give it another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -97,11 +97,12 @@ def judge(
         advice = advise(table, simulation, on_progress, engines)
         said = [] if engines is None else list(engines.said)
         return [*said, *(line for one in advice for line in advice_lines(table, one))]
-    if config.out is not None:
-        write_text(Path(config.out), "", "--out")  # a place that can't be written is told before the work
+    read = (config.table, config.engines, config.learn_from)
+    if config.out is not None:  # a place that can't be written is told before the work
+        write_text(Path(config.out), "", "--out", read=read)
     on_trace = None
     if config.trace is not None:
-        write_text(Path(config.trace), "", "--trace")
+        write_text(Path(config.trace), "", "--trace", read=(*read, config.out))
         on_trace = partial(_write_trace, Path(config.trace), table)
     results = simulate(table, simulation, on_progress, engines=engines, on_trace=on_trace)
     if config.out is not None:

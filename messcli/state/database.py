@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from messcli.errors import StateError, first_line
-from messcli.files.sinks import sync_folder
+from messcli.files.sinks import SQLITE, sync_folder
 from messcli.state.lock import Lock
 
 SCHEMA_VERSION = 5
@@ -199,8 +199,6 @@ MIGRATIONS: dict[int, str] = {
 ROWS_CHECKED = 10_000
 ROWS_CHECKED_UNCLEAN = 100_000  # after a run that didn't close it
 
-_HEADER = b"SQLite format 3\0"
-
 
 class Database:
     """An open state file; one process at a time.
@@ -249,8 +247,8 @@ class Database:
         if not path.is_file():
             raise StateError(f"{path}: is no regular file. Name another with --state")
         with path.open("rb") as handle:
-            header = handle.read(len(_HEADER))
-        if header not in (b"", _HEADER):
+            header = handle.read(len(SQLITE))
+        if header not in (b"", SQLITE):
             raise StateError(
                 f"{path}: is no messcli state, or a damaged one; it was left as it is. Name another "
                 "file with --state, or restore this one from a copy"
@@ -439,7 +437,7 @@ def put_meta(db: sqlite3.Connection, name: str, value: Any) -> None:
 def is_database(path: Path) -> bool:
     """Whether the file is one of SQLite. Raises OSError: it can't be read."""
     with path.open("rb") as handle:
-        return handle.read(len(_HEADER)) == _HEADER
+        return handle.read(len(SQLITE)) == SQLITE
 
 
 @contextmanager
