@@ -210,6 +210,7 @@ def test_files_that_are_no_lines_are_told_as_what_they_are(tmp_path: Path) -> No
         (json.dumps(rows[0]).encode("utf-16"), r"is UTF-16\. .*iconv -f UTF-16"),
         (b"id,prompt\n1,hello\n", r"is a table of columns \(CSV\).*csv\.DictReader"),
         (b'\xef\xbb\xbf"the id"\t"prompt"\n1\thello\n', r"is a table of columns \(CSV\)"),
+        (b"<!doctype html>\n", "is HTML or XML"),
         (bz2.compress(b"{}"), r"is bzip2\. .*bzip2 -dc"),
         (lzma.compress(b"{}"), r"is xz\. .*xz -dc"),
         (b"PK\x03\x04\x14\x00\n", r"is a zip archive\. .*unzip -p"),
@@ -307,7 +308,7 @@ def test_any_bytes(data: bytes) -> None:
     except InputError:  # another kind of file, by its first line
         packed = rb"\x1f\x8b|BZh|\xfd7zXZ|PK\x03\x04|\x28\xb5\x2f\xfd"
         table = rb"(\xef\xbb\xbf)?[\w\"][\w .\"-]*[,;\t]"
-        known = rb"\[|\{\s*\n|PAR1|\xff\xfe|\xfe\xff|" + packed + b"|" + table
+        known = rb"\[|<|\{\s*\n|PAR1|\xff\xfe|\xfe\xff|" + packed + b"|" + table
         assert re.match(rb"\s*(" + known + rb")", data)
         return
     assert len(lines) == sum(1 for line in data.split(b"\n") if line.rstrip())

@@ -290,6 +290,7 @@ def test_one_state_over_many_inputs_and_outputs(job: Job) -> None:
     ("options", "was", "now"),
     [
         (["--window", "9"], "window 8", "window 9"),
+        (["--window", "auto"], "window 8", "window auto"),
         (["--seed", "1"], "seed 0", "seed 1"),
         (["--predictor", "linear"], "predictor mean", "predictor linear"),
         (["--policy", "largest"], "policy mess+", "policy largest"),
@@ -344,6 +345,12 @@ def test_a_state_goes_on_under_the_metric_that_follows_its_own(job: Job) -> None
             'name = "small"\nmax_new_tokens = 5',
             'max_new_tokens of model "small" = 128',
             "this run has 5",
+        ),
+        (
+            "[sla]",
+            '[look]\ncheck = "{request} {answer}?"\n[sla]',
+            "was made with [look] check",
+            "this run has '{request} {answer}?'",
         ),
     ],
 )

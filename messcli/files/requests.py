@@ -202,6 +202,8 @@ def _refuse_other_files(first: bytes, name: str) -> None:
         raise InputError(f"{name}: is Parquet, which can't be read from a pipe. Name the file")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{name}: is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8")
+    if first.startswith(b"<"):
+        raise InputError(f"{name}: is HTML or XML, not JSON lines. Name a file with a request per line")
     for start, kind, cure in _PACKED:
         if first.startswith(start):
             raise InputError(f"{name}: is {kind}. Unpack it on the way: {cure} | messcli ... -")
