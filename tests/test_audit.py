@@ -289,6 +289,7 @@ def test_agreement_knows_the_largest_models_answers_without_audits() -> None:
 
 
 @pytest.mark.parametrize(("window", "tells"), [(1, False), (32, False), (32, True)])
+@pytest.mark.slow
 def test_deciding_is_pure_and_a_run_goes_on_exactly(window: int, tells: bool) -> None:
     requests, source = made(400, tells=tells)
     whole, lines = run(400, Audits(), window=window, horizon=400, tells=tells)

@@ -1100,6 +1100,7 @@ def test_joules_between_two_groups_are_split_over_what_ran_meanwhile():
     assert log[-1] == "closed with 0 running"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_takes_what_is_under_way_and_asks_nothing_more():
     stopping: list[bool] = []
     fake = Streaming("a", [], wait=lambda: time.sleep(0.05))

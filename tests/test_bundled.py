@@ -217,6 +217,7 @@ def _load(name: str):  # type: ignore[no-untyped-def]  # transformers has no typ
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_the_card_tells_the_truth(name: str) -> None:
     model, tokenizer = _load(name)
     text = (train.ZOO / name / "README.md").read_text(encoding="utf-8")

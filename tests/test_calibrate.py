@@ -637,6 +637,7 @@ def in_steps(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return zoo
 
 
+@pytest.mark.slow
 def test_steps_in_load_are_found_again(in_steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = measure(prompt_tokens=(8, 64, 256), output_tokens=(4, 32), budget_seconds=30.0)
     assert summary.calibration is not None

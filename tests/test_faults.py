@@ -177,6 +177,7 @@ def test_killed_at_random_moments_while_learning(server: Server, predictor: str)
 
 @pytest.mark.usefixtures("needs_shim")
 @pytest.mark.parametrize("torn", [slow(False), True])
+@pytest.mark.slow
 def test_killed_at_calls_that_change_a_file(short_job: Case, torn: bool) -> None:
     calls = short_job.whole.calls
     print(kill_at_calls(short_job, range(3 + torn, len(calls) + 1, 25), torn))

@@ -187,6 +187,7 @@ def test_what_one_model_refuses_is_answered_by_the_other(zoo: Zoo, window: int, 
 @pytest.mark.parametrize(
     "reply", [slow(DOWN, name="down"), slow(BUSY, name="busy"), pytest.param(QUOTA, id="quota")]
 )
+@pytest.mark.slow
 def test_an_outage_of_all_stops_the_run_and_the_same_command_ends_it(
     zoo: Zoo, window: int, reply: Reply
 ) -> None:

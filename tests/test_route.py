@@ -720,6 +720,7 @@ def test_a_run_that_failed_before_any_answer_does_not_bind_the_mended_one(job: J
     assert "don't mix" in error_of(job.route(status=1))
 
 
+@pytest.mark.slow
 def test_a_window_is_taken_up_with_what_the_input_still_has(job: Job) -> None:
     lines = requests(70)
     job.write(lines)
