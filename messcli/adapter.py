@@ -115,7 +115,7 @@ def read_adapter(folder: Path, model: str) -> Adapter:
         settings = json.loads((folder / SETTINGS).read_bytes())
         if not isinstance(settings, dict):
             raise ValueError("it holds no object")
-    except (OSError, ValueError) as bad:
+    except (OSError, ValueError, RecursionError) as bad:
         raise error(f"{SETTINGS} can't be read: {bad}", "Save the adapter anew") from bad
     if settings.get("peft_type") != "LORA":
         raise error(f"is {shown(settings.get('peft_type'))}, and messcli runs LORA", _MERGE)

@@ -83,7 +83,7 @@ def values(handle: IO[bytes]) -> Iterator[tuple[int, Any]]:
     Raises TornFile.
     """
     lines = Lines(handle)
-    reader = jsonlines.Reader(lines, loads=_loads)
+    reader = jsonlines.Reader(lines, loads=decoded)
     while True:
         value: Any
         try:
@@ -112,7 +112,11 @@ def _why_invalid(cause: BaseException | None, *, too_long: bool) -> str:
         return f"longer than {LONGEST_LINE >> 20} MB. Is the file JSON lines, one object per line?"
     if isinstance(cause, UnicodeDecodeError):
         return f"not valid UTF-8 (byte {cause.start + 1}). Convert it, for example with iconv"
-    what = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else str(cause)
+    what = (
+        f"{cause.msg.removesuffix(' at')} at column {cause.colno}"
+        if isinstance(cause, json.JSONDecodeError)
+        else str(cause)
+    )
     return f"not valid JSON: {what}"
 
 
@@ -157,8 +161,12 @@ def _zstd(handle: IO[bytes], path: str) -> IO[bytes]:
     return reader
 
 
-def _loads(text: str | bytes) -> Any:
-    """json.loads that takes no NaN and no infinity (no JSON), and reports deep nesting as an error."""
+def decoded(text: str | bytes) -> Any:
+    """json.loads of what comes from outside: takes no NaN and no infinity (no JSON).
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
     try:
         value = _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:

@@ -338,6 +338,8 @@ def load_zoo(path: str | os.PathLike[str] | None = None) -> Zoo:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ZooError(_toml_message(file, text, str(error))) from None
+    except RecursionError:
+        raise ZooError(f"{file}: not valid TOML: nested too deeply") from None
     zoo = _parse(document, file)
     _check_minimize(zoo, file)
     return replace(zoo, found=path is None and file == Path("zoo.toml"))

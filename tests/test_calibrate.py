@@ -442,6 +442,7 @@ def wait_for_readings(folder: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, slow(signal.SIGTERM), slow(signal.SIGINT)])
+@pytest.mark.slow
 def test_stopped_in_the_middle_and_gone_on(tmp_path: Path, number: signal.Signals) -> None:
     write_zoo(tmp_path)
     process = start(tmp_path, "--budget", "60")
@@ -727,7 +728,8 @@ def as_format_1(document: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["c.json", "c.json.partial"])
 @pytest.mark.parametrize(
-    "data", [b"id,prompt\n1,hello\n", b'{"prompt": "a"}\n', b"[]\n", b"no end", b"\xff\n"]
+    "data",
+    [b"id,prompt\n1,hello\n", b'{"prompt": "a"}\n', b"[]\n", b"no end", b"\xff\n", b"[" * 100_000 + b"\n"],
 )
 def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)

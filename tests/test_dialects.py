@@ -349,3 +349,9 @@ def test_an_answer_that_was_cut_off_says_so(folder: Path) -> None:
     table = [json.loads(line)["models"] for line in (folder / "table.jsonl").read_text().splitlines()]
     assert {outcome["finish"] for models in table for outcome in models.values()} == {"length"}
     assert "3 answers, at the limit of tokens (small 3). Raise max_new_tokens" in done.stderr
+
+
+def test_a_chat_that_is_nested_too_deeply_is_a_text() -> None:
+    text = '[{"role":' + "[" * 100_000
+    line = {"doc": {}, "target": "a", "arguments": [[text]]}
+    assert load_dialect("lm-eval").read(line)["prompt"] == text

@@ -118,6 +118,7 @@ def test_the_next_larger_model_answers_else_the_next_smaller(model, allowed, fai
 @pytest.mark.parametrize("make", [paper, automatic])
 @pytest.mark.parametrize("window", [1, slow(64), 4096])
 @pytest.mark.parametrize("fault", ["request", "model", "away"])
+@pytest.mark.slow
 def test_what_one_model_fails_to_answer_goes_to_the_next_and_is_billed(make, window, fault):
     source = Faulty(lambda request, m: fault if m == 0 and "chat" in request.prompt else None)
     lines = settled(requests(300), source, make(window=window))

@@ -320,6 +320,7 @@ def test_a_full_file_system(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+@pytest.mark.slow
 def test_a_signal_keeps_what_is_answered_and_asks_nothing_more(job: Case, number: int) -> None:
     rng = random.Random(8)
     code, stopped = 128 + number, 0

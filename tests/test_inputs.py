@@ -380,3 +380,9 @@ def test_count_lines(tmp_path: Path) -> None:
     assert count_lines(str(tmp_path / "a")) == 2
     assert count_lines(str(tmp_path / "a.gz")) == 1
     assert count_lines("-") is None
+
+
+def test_a_control_character_is_told_with_its_column() -> None:
+    (broken,) = read(b'{"prompt": "a\tb"}\n')
+    assert isinstance(broken, Rejected)
+    assert broken.error.endswith("not valid JSON: Invalid control character at column 14")

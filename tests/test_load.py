@@ -156,6 +156,12 @@ def test_a_fault_names_file_entry_and_field(tmp_path, entry, named) -> None:
     assert "\n" not in message
 
 
+def test_engines_that_are_nested_too_deeply_are_told(tmp_path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(EnginesError, match="not valid JSON: nested too deeply"):
+        read_engines(tmp_path / "deep.json")
+
+
 def test_what_is_no_engines_file_is_told(tmp_path) -> None:
     path = tmp_path / "other.json"
     for text, told in [("{", "not valid JSON"), ("[1]", 'no "engines"'), ('{"engines": []}', 'no "engines"')]:

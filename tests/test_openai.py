@@ -453,6 +453,17 @@ def test_counts_that_cannot_be_are_guessed_and_told(server, count):
     assert made.take_warnings() == []  # told once
 
 
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [({}, False), ({"max_completion_tokens": 8}, False), ({"max_completion_tokens": 500}, True),
+     ({"omit": ["max_tokens"]}, True)],
+)  # fmt: skip
+def test_an_answer_may_be_as_long_as_was_asked_for(server, options, taken):
+    server.reply = lambda path, sent: (200, {}, body_of("a" * 100_000))
+    (answer,) = backend(server, request=options).generate(requests(1))
+    assert (answer.output is not None) == taken
+
+
 @pytest.mark.parametrize("number", [10**400, -(10**400), float("nan"), float("-inf"), True, "1", None, {}])
 def test_a_log_probability_that_is_none_tells_nothing(server, number):
     likeliest = [{"token": "a", "logprob": number}]

@@ -252,6 +252,7 @@ def test_the_page_names_every_code() -> None:
 
 
 @pytest.mark.parametrize("code", CASES)
+@pytest.mark.slow
 def test_each_cause_has_its_code(tmp_path: Path, code: int) -> None:
     lines, options, how = CASES[code]
     folder = tmp_path / "work"

@@ -204,6 +204,7 @@ def test_a_slip_suggests_its_names(folder: Path) -> None:
         assert f'did you mean "{meant}"?' in " ".join(done.stderr.split()), done.stderr
 
 
+@pytest.mark.slow
 def test_every_command_takes_its_names(folder: Path) -> None:
     calibrated = messcli(folder, "calibrate", "in.jsonl", "--meter", "wall", "--quick", "--budget", "1")
     assert "echo" not in calibrated.stderr or "Error" not in calibrated.stderr

@@ -50,6 +50,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "out.jsonl": '{"other": 1}\n',
         "rows.jsonl": '{"model": "small", "joules": 1.0}\n',
         "a.state": "SQLite format 3\0",
+        "deep.json": "[" * 100_000 + "]" * 100_000,
+        "deep.toml": "a = " + "[" * 100_000 + "]" * 100_000,
         "strange_metric.py": "def nan(output, references): return float('nan')\n"
         "def text(output, references): return 'good'\ndef breaks(output, references): return 1 / 0\n",
         "broken_metric.py": "def f(:\n",
@@ -124,6 +126,12 @@ SLIPS = [
     Slip("report table.jsonl --html table.jsonl", ("is an outcomes table",)),
     Slip("report rows.jsonl --html rows.jsonl", ("--html rows.jsonl: is a file of this command",), 2),
     Slip("report rows.jsonl --html a.state", ("--html a.state: is a state",), 2),
+    # nested too deeply
+    Slip("route deep.json -o o.jsonl --on-error stop", ("deep.json:1: not valid JSON: nested too deeply",)),
+    Slip(ROUTE + "--zoo deep.toml", ("deep.toml: not valid TOML: nested too deeply",)),
+    Slip(ROUTE + "--calibration deep.json", ("deep.json: is no calibration: nested too deeply",)),
+    Slip("simulate deep.json --alpha 0.5", ("nested too deeply",)),
+    Slip("report deep.json", ("nested too deeply",)),
     # settings
     Slip(ROUTE + "--alpha 52", ("from 0 to 1", "did you mean 0.52?"), 2),
     Slip(ROUTE + "--alpha -1", ("from 0 to 1",), 2),

@@ -27,6 +27,7 @@ from messcli.energy.load import Checked, CostModel, cost_of
 from messcli.energy.nvml import driver_version, visible_cards
 from messcli.errors import CalibrationError, EnginesError, MeterError, shown
 from messcli.files.sinks import sync_folder
+from messcli.jsonl import decoded
 from messcli.predict.joules import EnergyPrior
 from messcli.zoo import BUNDLED_ZOO, Zoo, signature_of_older
 
@@ -280,7 +281,7 @@ def load_calibration(path: Path) -> Calibration:
     """Raises CalibrationError naming the file and the cure."""
     cure = "Run `messcli calibrate` again, or route with --no-calibration"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = decoded(path.read_bytes())
     except OSError as error:
         raise CalibrationError(f"{path}: can't be read: {error.strerror}. {cure}") from error
     except ValueError as error:

@@ -18,7 +18,7 @@ from messcli.amounts import is_amount
 from messcli.calibration.file import Cell, OwnPrompts, load_calibration, save
 from messcli.errors import CalibrationError, StateBusy
 from messcli.files.sinks import STDOUT
-from messcli.jsonl import BadLine, values
+from messcli.jsonl import BadLine, decoded, values
 
 
 class Key(NamedTuple):
@@ -197,12 +197,10 @@ class Kept:
 
 def _refuse_other_file(path: Path) -> None:
     """Raise CalibrationError where somebody else's file would be written over."""
-    try:
-        data = path.read_bytes()
-    except OSError:  # none, or none that can be written: told later
+    if not path.is_file() or not path.stat().st_size:
         return
-    with suppress(ValueError):
-        document = json.loads(data or b'{"models": []}')
+    with suppress(OSError, ValueError):
+        document = decoded(path.read_bytes())
         if isinstance(document, dict) and "models" in document:
             return
     raise CalibrationError(f"{path}: is there, and is no calibration. Name another -o")

@@ -207,11 +207,12 @@ def read_engines(path: Path) -> list[Engine]:
 def load_json(path: Path) -> Any:
     """Raises EnginesError."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())  # numbers are checked where the field is known
     except OSError as error:
         raise EnginesError(f"--engines {path}: can't be read: {error.strerror}. Name another file") from None
-    except ValueError as error:
-        raise EnginesError(f"--engines {path}: not valid JSON: {error}. Is this an engines file?") from None
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise EnginesError(f"--engines {path}: not valid JSON: {why}. Is this an engines file?") from None
 
 
 class Checked:

@@ -205,9 +205,10 @@ def _difference(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
             was, is_now = value, now.get(name)
             if (was and was["digest"]) != (is_now and is_now["digest"]):
                 return _beginning(was), _beginning(is_now)
-        elif name == "look" and value != now.get(name):
-            field = next((field for field in value if value[field] != now[name].get(field)), "")
-            return f"[look] {field} {value.get(field)!r}", f"{now[name].get(field)!r}"
+        elif name == "look":
+            for field, was in value.items():
+                if was != now["look"].get(field):
+                    return f"[look] {field} {was!r}", repr(now["look"].get(field))
         elif value != now.get(name):
             return _setting(name, value), _setting(name, now.get(name))
     return None

@@ -448,9 +448,9 @@ class OpenAIBackend:
             written = f"{text or ''}{reasoning}"
             output = -(-len(written) // _CHARACTERS_PER_TOKEN)
         prompt = prompt or 0
-        longest = max(_ALWAYS_TAKEN, _LONGEST_TOKEN * self.spec.max_new_tokens)
+        longest = self._longest
         if len(text or "") > longest or len(reasoning) > longest:  # a window of such would fill the memory
-            why = f"the answer has more than {longest:,} characters, which max_new_tokens can't mean"
+            why = f"the answer has more than {longest:,.0f} characters, too many for the tokens it may have"
             return self._failed(why, "model", prompt, output, finish)
         weights = _weights(choice, options) if options else None
         if options and weights is None:
@@ -490,6 +490,12 @@ class OpenAIBackend:
             weights=weights,
             reasoning=self._without_key(reasoning).strip() or None,
         )
+
+    @property
+    def _longest(self) -> float:
+        """Characters that an answer or its reasoning may have; inf where no limit of tokens is sent."""
+        tokens = finite(self._body.get("max_completion_tokens", self._body.get("max_tokens")))
+        return math.inf if tokens is None else max(_ALWAYS_TAKEN, _LONGEST_TOKEN * tokens)
 
     def _failed(
         self, why: str, fault: Fault, prompt: int = 0, output: int = 0, finish: str | None = None

@@ -15,7 +15,7 @@ import numpy as np
 
 from messcli.amounts import is_amount
 from messcli.errors import InputError, shown
-from messcli.files.dialects import row_of
+from messcli.files.dialects import row_in
 from messcli.files.requests import STDIN, open_input
 from messcli.jsonl import BadLine, TornFile, objects
 from messcli.report.audits import Standing
@@ -156,7 +156,7 @@ def _from_output(path: str, alpha: float | None) -> Report:
     energy: dict[tuple[str, str, str], tuple[float, int]] = {}
     seen: set[str] = set()
     for number, line in _rows(path):
-        row = line if "model" in line else row_of(line)
+        row = line if "model" in line else row_in(line)
         if "models" in row and "model" not in row:
             raise InputError(
                 f"{path}:{number}: is an outcomes table. `messcli simulate` reads it; `report` takes a state or "

@@ -103,7 +103,7 @@ class Auto:
         self._c = c
         self._seed = seed
         self._promises: dict[str, Promise] = {}
-        self._hoped: tuple[tuple[float, ...], list[float]] = (), []  # the last optimism, and what it is of
+        self._last_optimism: tuple[tuple[float, ...], list[float]] = (), []  # what it is of, and the optimism
 
     # ---- deciding --------------------------------------------------------------------------------
 
@@ -193,13 +193,13 @@ class Auto:
         """What is added to the models' Â: standard errors of their levels, which fade sooner where much is known."""
         variance = promise.residuals.variance
         known = (*samples, variance, reachable)
-        if known != self._hoped[0]:  # all requests of a window have the same
+        if known != self._last_optimism[0]:  # all requests of a window have the same
             optimism = self.tuning.optimism
             errors = deviations(self.tuning.levels, np.array(samples), variance)
             fading = optimism.errors / np.sqrt(1.0 + variance / (errors**2 * optimism.known))
             more = errors * (fading if reachable else optimism.errors_unreachable)
-            self._hoped = known, more.tolist()
-        return self._hoped[1]
+            self._last_optimism = known, more.tolist()
+        return self._last_optimism[1]
 
     def _promise(self, plan: str) -> Promise:
         return self._promises.get(plan) or self._unknown()

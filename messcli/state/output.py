@@ -339,7 +339,7 @@ class Output:
             yield line
 
     def files(self) -> list[str]:
-        """All that it knows."""
+        """The files that rows went to, by name."""
         if self._database.path is None:
             return []
         folder = self._database.path.parent

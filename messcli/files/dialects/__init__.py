@@ -7,6 +7,6 @@ Knows objects; knows nothing of files, lines or ids.
 
 from __future__ import annotations
 
-from messcli.files.dialects.dialect import OWN, Dialect, guess, load_dialect, row_of
+from messcli.files.dialects.dialect import OWN, Dialect, guess, load_dialect, row_in
 
-__all__ = ["OWN", "Dialect", "guess", "load_dialect", "row_of"]
+__all__ = ["OWN", "Dialect", "guess", "load_dialect", "row_in"]

@@ -44,7 +44,7 @@ def guess(first: Mapping[str, Any]) -> str:
     return next((name for name in others if load_dialect(name).looks_like(first)), OWN)
 
 
-def row_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
+def row_in(line: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row of ours that an output line in another program's shape holds; any other line as it is."""
     others = (load_dialect(name).unwrite for name in DIALECTS)
     rows = (unwrite(line) for unwrite in others if unwrite is not None)

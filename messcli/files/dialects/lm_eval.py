@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from messcli.files.dialects.dialect import Dialect
+from messcli.jsonl import decoded
 
 
 def _looks_like(line: Mapping[str, Any]) -> bool:
@@ -52,7 +52,7 @@ def _chat(text: str) -> Any:
     if not text.startswith('[{"role"'):
         return None
     try:
-        return json.loads(text)
+        return decoded(text)
     except ValueError:
         return None
 
