@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from messcli.jobs.config import RouteConfig
-from messcli.jobs.route import Job, run_job
+from messcli.jobs.run import Job, run_job
 from messcli.jobs.summary import Summary
 from messcli.jobs.tally import Progress
 from messcli.predict.joules import JoulesPredictor

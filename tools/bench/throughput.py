@@ -27,7 +27,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command does
 
 import psutil
 
-import messcli.jobs.route
+import messcli.jobs.run
 from messcli.files.requests import open_input, read_requests
 from messcli.jobs.route import RouteConfig, route
 from messcli.records import Answer, Asked, Outcome, Request
@@ -264,7 +264,7 @@ def run_instant(
     work: Path, count: int, predictor: str, on_progress: Any = None, window: int | None = None
 ) -> float:
     """CPU seconds of a whole route, without what the models' stand-in took."""
-    messcli.jobs.route.LazyLive = Instant  # type: ignore[assignment,misc]  # the models are what is left out here
+    messcli.jobs.run.LazyLive = Instant  # type: ignore[assignment,misc]  # the models are what is left out here
     Instant.spent = 0.0
     output = work / f"{predictor}-{count}.jsonl"
     started = time.process_time()
