@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[], metavar="MODEL=ENTRY")
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the first order")
-    parser.add_argument("--window", type=window, default=Setup().window, help="a number, or auto")
+    parser.add_argument("--window", type=window, default=None, help="a number, or auto (default)")
     parser.add_argument("--at", default="0.5")
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--metric", default="rouge1", help="scores outputs that have no accuracy")
